@@ -1,0 +1,69 @@
+# Everything runs inside a virtual environment that the first call makes. What can be set on the command line:
+#   PYTHON=python3.12      the interpreter that makes the environment (3.10 or newer)
+#   VENV=path              use the environment at `path` instead of .venv (from inside one: make gaze VENV="$VIRTUAL_ENV")
+#   PIP_ARGS='...'         passed to pip install
+#   PRESET, SEED, ARGS     of `make gaze`; ARGS='-p budget 0.5' passes more parameters to papermill
+#   FLAGS='slow cuda'      let `make test` run what carries these flags too
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+PRESET ?= demo
+SEED ?= 1
+ARGS ?=
+FLAGS ?=
+# one GPU bears one notebook at a time
+WORKERS ?= $(if $(filter cuda,$(FLAGS)),1,2)
+
+STAMP := $(VENV)/.installed
+# The environment's programs and its kernel come first, whatever else is on PATH and whichever kernel named `python3` the user keeps:
+# JUPYTER_PATH outranks the user's kernelspecs. IN_TEST would turn nbdev_export into a silent no-op.
+ACTIVATE = set -euo pipefail; bin="$$(cd "$(VENV)/bin" && pwd)"; unset PYTHONHOME IN_TEST; export PATH="$$bin:$$PATH" \
+	JUPYTER_PATH="$${bin%/bin}/share/jupyter$${JUPYTER_PATH:+:$$JUPYTER_PATH}"
+
+.DEFAULT_GOAL := help
+.PHONY: help gaze test export clean-nbs prepare
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo "  settings: PYTHON VENV PIP_ARGS PRESET SEED ARGS FLAGS WORKERS (see the head of the Makefile)"
+
+gaze: $(STAMP)  ## run the gaze experiment (PRESET=demo SEED=1) into outputs/gaze/PRESET/seedSEED.ipynb
+	@$(ACTIVATE); mkdir -p "outputs/gaze/$(PRESET)"; \
+	papermill nbs/gaze.ipynb "outputs/gaze/$(PRESET)/seed$(SEED).ipynb" --log-output -p seed $(SEED) -p preset $(PRESET) $(ARGS)
+
+# Every step sees an empty XCL_HOME that is removed afterwards, so neither finished runs are read nor any touched.
+test: $(STAMP)  ## export check, notebook tests, pytest, ruff
+	@$(ACTIVATE); home="$$(mktemp -d)"; trap 'rm -rf "$$home"' EXIT; trap 'exit 130' INT; trap 'exit 143' TERM; \
+	export XCL_HOME="$$home" MPLBACKEND=Agg; \
+	step() { printf '\n== %s\n' "$$*"; }; \
+	step 'notebooks clean and exported'; python tests/check_export.py; \
+	step 'nbdev_test'; OMP_NUM_THREADS=1 nbdev_test --n_workers $(WORKERS) --do_print --timing --flags '$(FLAGS)'; \
+	step 'pytest'; pytest $(if $(filter slow,$(FLAGS)),--slow); \
+	step 'ruff check'; ruff check; \
+	step 'all passed'
+
+export: $(STAMP)  ## write xcl/*.py from the notebooks
+	@$(ACTIVATE); nbdev_export
+
+clean-nbs: $(STAMP)  ## strip execution counts and stray metadata from the notebooks
+	@$(ACTIVATE); nbdev_clean
+
+prepare: clean-nbs export  ## both of these: before every commit
+
+# An environment that already satisfies settings.ini is used as it is; nothing is downloaded for it.
+$(STAMP): settings.ini setup.py
+	@set -euo pipefail; \
+	if [ ! -x "$(VENV)/bin/python" ]; then \
+	  command -v $(PYTHON) >/dev/null || { echo "xcl needs Python 3.10 or newer, and there is no '$(PYTHON)'. Name one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }; \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	    || { echo "xcl needs Python 3.10 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name a newer one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }; \
+	  echo "making $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv "$(VENV)"; \
+	fi; \
+	if "$(VENV)/bin/python" -I .ci/ready.py; then echo "$(VENV) has everything in settings.ini"; else \
+	  "$(VENV)/bin/python" -m pip --version >/dev/null 2>&1 || "$(VENV)/bin/python" -m ensurepip; \
+	  echo "installing into $(VENV): PyTorch is the bulk, several GB with its CUDA libraries, so this takes minutes the first time"; \
+	  "$(VENV)/bin/python" -m pip install --disable-pip-version-check $(PIP_ARGS) -e '.[dev]' \
+	    | awk '/^(Collecting|Installing)|Downloading .*[0-9][0-9][0-9](\.[0-9]+)? MB/ {print "  " substr($$0, 1, 120); fflush()}'; \
+	fi; \
+	touch "$@"
