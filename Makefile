@@ -49,7 +49,8 @@ export: $(STAMP)  ## write xcl/*.py from the notebooks
 clean-nbs: $(STAMP)  ## strip execution counts and stray metadata from the notebooks
 	@$(ACTIVATE); nbdev_clean
 
-prepare: clean-nbs export  ## both of these: before every commit
+prepare: $(STAMP)  ## sort imports, clean, export: before every commit
+	@$(ACTIVATE); ruff check -q --fix --select I nbs; nbdev_clean; nbdev_export
 
 # An environment that already satisfies settings.ini is used as it is; nothing is downloaded for it.
 $(STAMP): settings.ini setup.py
@@ -64,6 +65,6 @@ $(STAMP): settings.ini setup.py
 	  "$(VENV)/bin/python" -m pip --version >/dev/null 2>&1 || "$(VENV)/bin/python" -m ensurepip; \
 	  echo "installing into $(VENV): PyTorch is the bulk, several GB with its CUDA libraries, so this takes minutes the first time"; \
 	  "$(VENV)/bin/python" -m pip install --disable-pip-version-check $(PIP_ARGS) -e '.[dev]' \
-	    | awk '/^(Collecting|Installing)|Downloading .*[0-9][0-9][0-9](\.[0-9]+)? MB/ {print "  " substr($$0, 1, 120); fflush()}'; \
+	    | awk '/^(Collecting|Installing)|Downloading .*[0-9][0-9][0-9](\.[0-9]+)? MB/ {sub(/ \(from .*/, ""); print "  " substr($$0, 1, 100); fflush()}'; \
 	fi; \
 	touch "$@"

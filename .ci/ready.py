@@ -5,8 +5,10 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-try: from packaging.requirements import Requirement
-except ImportError: sys.exit(1)
+try:
+    from packaging.requirements import Requirement
+except ImportError:  # an environment that has just been made
+    sys.exit(1)
 
 root = Path(__file__).resolve().parent.parent
 cfg = ConfigParser(delimiters=['='], interpolation=None)

@@ -137,6 +137,7 @@ class Machine:
     device:str = 'auto'    # 'auto' | 'cpu' | 'cuda' | 'cuda:1' ...
     data_dir:str = ''      # where the data set lies
     progress:bool = True   # progress bars, where somebody can see them
+    checkpoint_s:float = 30.   # seconds between checkpoints
 
     def __post_init__(self):
         auto = 'cuda' if torch.cuda.is_available() else 'cpu'
