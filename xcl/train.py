@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TARGETS', 'METHODS', 'OPTIMISERS', 'GAZE_STUDENT', 'GAZE_TEACHER', 'NETS', 'Method', 'Recipe', 'Train', 'build',
-           'trained', 'loss_of', 'pack_state', 'unpack_state', 'NotFinite', 'check_finite', 'Loop', 'fit']
+           'trained', 'loss_of', 'pack_state', 'unpack_state', 'NotFinite', 'check_finite', 'Loop', 'fit',
+           'gaze_teachers', 'gaze_students']
 
 # %% ../nbs/07_train.ipynb #cell-2
 import re
@@ -15,6 +16,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .data import Examples
+from .losses import Gaussian, Point
 from .models.gaze import GAZE_NETS
 from .runs import Config, Machine, Run, RunConfig, ensure, progress, seeded
 from .teachers import Teacher, fast_layout, fold, predict
@@ -97,7 +99,7 @@ class Train(RunConfig):
             raise ValueError(f'{self.method.name} answers to {self.method.target}, but {len(self.teachers)} teachers are given')
 
     @property
-    def slug(self)->str: return re.sub('[^a-z0-9]+', '-', f'{self.net} {self.method.name} seed{self.seed}'.lower())
+    def slug(self)->str: return re.sub('[^a-z0-9]+', '-', f'{self.net} {type(self.family).__name__} {self.method.name} seed{self.seed}'.lower())
     def make(self, run:Run)->None: fit(self, run)
 
 # %% ../nbs/07_train.ipynb #cell-15
@@ -235,3 +237,19 @@ def fit(cfg:Train,  # what to train
     out, score = loop.validate()
     result = dict(score, steps=loop.steps, parameters=sum(p.numel() for p in loop.net.parameters()))
     run.finish(result, loop.curve, weights=loop.net.state_dict(), predictions=dict(out=out, y=loop.val.y, group=loop.val.group))
+
+# %% ../nbs/07_train.ipynb #cell-34
+def gaze_teachers(data:Config,   # EyeData
+                  seed:int,      # of the table's row; member m trains with seed 1000*seed + m
+                  budget:float,  # fraction of the recipe's epochs
+                  members:int,   # of the ensemble, at least 1
+                 )->tuple:       # of Train
+    "The ensemble of section A.1."
+    return tuple(Train('preact_resnet', Gaussian(), data, METHODS['MixUp'], GAZE_TEACHER.scaled(budget), 1000*seed + m) for m in range(1, members + 1))
+
+def gaze_students(data:Config, seed:int, budget:float, teachers:tuple)->dict: # name -> Train
+    "The students of section A.1: ERM as a point estimate, and four methods with uncertainty."
+    rows = {'ERM, point': METHODS['ERM'], 'ERM': METHODS['ERM'], 'MixUp': METHODS['MixUp'], 'KD': METHODS['KD'],
+            'XCL-Mix': replace(METHODS['XCL-Mix'], transfer=MixUp())}
+    return {name: Train('lenet', Point() if 'point' in name else Gaussian(), data, m, GAZE_STUDENT.scaled(budget), seed,
+                        teachers if m.target == 'teacher' else ()) for name, m in rows.items()}

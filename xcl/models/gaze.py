@@ -7,10 +7,10 @@ __all__ = ['EYE_SHAPE', 'GAZE_NETS', 'check_eyes', 'check_n_out', 'LeNet', 'PreA
 
 # %% ../../nbs/03a_models_gaze.ipynb #cell-3
 import torch
-from torch import nn, Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-# %% ../../nbs/03a_models_gaze.ipynb #cell-8
+# %% ../../nbs/03a_models_gaze.ipynb #cell-9
 EYE_SHAPE = (1, 36, 60)  # channels, height, width of a normalised eye patch
 
 def check_eyes(x:Tensor,     # eye patches, (b, 1, 36, 60), floating point, in [0, 1]
@@ -28,7 +28,7 @@ def check_n_out(n_out:int,  # number of outputs: 2 (point) or 3 (mean and log-va
     if n_out not in (2, 3): raise ValueError(f'n_out must be 2 (point) or 3 (mean and log-variance); got {n_out!r}')
     return n_out
 
-# %% ../../nbs/03a_models_gaze.ipynb #cell-11
+# %% ../../nbs/03a_models_gaze.ipynb #cell-12
 class LeNet(nn.Module):
     "Two convolutions and two linear layers; returns (b, n_out) from eyes and head pose."
     def __init__(self, n_out:int=3,  # 2: pitch and yaw (rad); 3: these and the log-variance (rad^2)
@@ -49,7 +49,7 @@ class LeNet(nn.Module):
         h = F.relu(self.fc1(h.flatten(1)))
         return self.fc2(torch.cat([h, pose.to(h.dtype)], 1))
 
-# %% ../../nbs/03a_models_gaze.ipynb #cell-18
+# %% ../../nbs/03a_models_gaze.ipynb #cell-19
 class PreActBlock(nn.Module):
     "Pre-activation residual block; returns (b, c_out, h/stride, w/stride)."
     fold_pairs = (('conv1', 'bn2'),)  # (convolution, the BatchNorm that directly follows it)
@@ -69,7 +69,7 @@ class PreActBlock(nn.Module):
         x = F.relu(self.bn1(x))
         return self.shortcut(x) + self.conv2(F.relu(self.bn2(self.conv1(x))))
 
-# %% ../../nbs/03a_models_gaze.ipynb #cell-22
+# %% ../../nbs/03a_models_gaze.ipynb #cell-23
 class PreActResNet(nn.Module):
     "Nine-convolution pre-activation ResNet; returns (b, n_out) from eyes and head pose."
     def __init__(self, n_out:int=3,  # 2: pitch and yaw (rad); 3: these and the log-variance (rad^2)
@@ -90,5 +90,5 @@ class PreActResNet(nn.Module):
         h = F.relu(self.bn(self.blocks(self.stem(x)))).mean((2, 3))
         return self.fc(torch.cat([h, pose.to(h.dtype)], 1))
 
-# %% ../../nbs/03a_models_gaze.ipynb #cell-27
+# %% ../../nbs/03a_models_gaze.ipynb #cell-28
 GAZE_NETS = {'lenet': LeNet, 'preact_resnet': PreActResNet}  # name in a config -> class; call with n_out
