@@ -120,12 +120,12 @@ _EYEBALL = dict(
     pupil       = Factor(2.2, .55, .3, 0, .5, .2),       # radius of the pupil
     kappa_pitch = Factor(-.02, .026, .8, .2, 0, 0),      # optical minus visual axis
     kappa_yaw   = Factor(-.085, .034, .85, .15, 0, 0),   # ... outwards, by 5 degrees on average
-    iris_tone   = Factor(-2.1, .5, .95, .05, 0, 0),
-    pupil_tone  = Factor(-3.0, .25, .2, 0, .5, .3),
+    iris_tone   = Factor(-2.4, .45, .95, .05, 0, 0),
+    pupil_tone  = Factor(-2.9, .25, .2, 0, .5, .3),
     limbus      = Factor(.5, .25, .9, 0, .1, 0),         # darkening of the iris towards its rim
     texture     = Factor(0, .25, .8, .2, 0, 0),
     texture_at  = Factor(0, 2, .5, .5, 0, 0),
-    sclera      = Factor(-.15, .25, .5, 0, .4, .1),
+    sclera      = Factor(-.38, .25, .5, 0, .4, .1),
     occlusion   = Factor(.5, .2, .3, 0, .6, .1))         # shadow of the lids on the eyeball
 
 # %% ../nbs/02_eyes.ipynb #cell-29
@@ -134,32 +134,33 @@ _LIDS = dict(
     corner_x     = Factor(.9, .5, .6, .3, 0, .1),        # midpoint of the eye's corners, from the eyeball's centre
     corner_y     = Factor(2.6, .6, .7, .2, 0, .1),
     corner_z     = Factor(-4.5, .8, 1, 0, 0, 0),
-    width        = Factor(31, 1.5, .95, .05, 0, 0),      # between the corners
+    width        = Factor(28.5, 1.6, .95, .05, 0, 0),      # between the corners
     tilt         = Factor(1.1, .9, .8, .1, .1, 0),       # the outer corner is this much higher than the midpoint
     upper_follow = Factor(.8, .08, .9, 0, 0, .1),        # mm that a lid moves per mm of the iris
     lower_follow = Factor(.5, .08, .9, 0, 0, .1),
-    upper_cover  = Factor(1.7, .8, .55, .1, .15, .2),    # mm of the iris that a lid covers
-    lower_cover  = Factor(-.1, .6, .55, .1, .15, .2),
+    upper_cover  = Factor(1.9, .8, .55, .1, .15, .2),    # mm of the iris that a lid covers
+    lower_cover  = Factor(.3, .6, .55, .1, .15, .2),
     upper_round  = Factor(.25, .2, .9, .1, 0, 0),        # 0 is a parabola
     lower_round  = Factor(.1, .2, .9, .1, 0, 0),
     upper_skew   = Factor(-.25, .3, .8, .1, 0, .1),      # negative: highest towards the nose
     lower_skew   = Factor(.35, .3, .8, .1, 0, .1),
-    crease       = Factor(.5, .25, .8, .05, .1, .05),    # depth of the fold above the upper lid
+    crease       = Factor(.6, .28, .8, .05, .1, .05),    # depth of the fold above the upper lid
     crease_gap   = Factor(3, 1, .8, .1, .05, .05),       # ... and its height above it
-    fold         = Factor(.35, .2, .6, 0, .3, .1),
+    fold         = Factor(.3, .18, .6, 0, .3, .1),
     lash         = Factor(.9, .35, .8, 0, .1, .1),
-    lower_lash   = Factor(.5, .25, .8, 0, .1, .1),
+    lower_lash   = Factor(.38, .22, .8, 0, .1, .1),
     lash_at      = Factor(0, 3, 1, 0, 0, 0),
-    tail         = Factor(.5, .3, .8, .1, .1, 0))        # dark lines that leave the corners
+    tail         = Factor(.4, .25, .8, .1, .1, 0))        # dark lines that leave the corners
 
 # %% ../nbs/02_eyes.ipynb #cell-30
 _FACE = dict(
     skin      = Factor(-.6, .35, .9, 0, .1, 0),
-    bag       = Factor(.25, .2, .8, 0, .1, .1),          # furrow under the lower lid
+    socket    = Factor(.85, .3, .6, .05, .25, .1),       # the eye lies in a hollow
+    bag       = Factor(.18, .18, .8, 0, .1, .1),          # furrow under the lower lid
     bag_at    = Factor(4.5, 1, .9, .05, .05, 0),
-    cheek     = Factor(.25, .2, .4, 0, .5, .1),
-    nose      = Factor(.75, .35, .4, 0, .5, .1),         # shadow beside the nose
-    outer     = Factor(.2, .35, .3, 0, .6, .1),          # shadow towards the temple
+    cheek     = Factor(.35, .25, .4, 0, .5, .1),
+    nose      = Factor(.6, .35, .4, 0, .5, .1),         # shadow beside the nose
+    outer     = Factor(.1, .35, .3, 0, .6, .1),          # shadow towards the temple
     brow      = Factor(.2, .5, .7, 0, .2, .1),           # negative: none in sight
     brow_at   = Factor(-11.5, 2.5, .8, .1, .05, .05),
     brow_tilt = Factor(0, .12, .8, .1, .1, 0))
@@ -169,7 +170,7 @@ _CAPTURE = dict(
     crop_x     = Factor(0, .65, .1, .1, .3, .5),         # misplacement of the patch
     crop_y     = Factor(0, .6, .2, .1, .3, .4),
     light_x    = Factor(0, .45, 0, .15, .7, .15),        # slope of the illumination
-    light_y    = Factor(.3, .3, .2, 0, .65, .15),
+    light_y    = Factor(.05, .3, .2, 0, .65, .15),
     shade      = Factor(0, .25, .2, .1, .4, .3),         # soft blotches of light
     shade_at   = Factor(0, 3, .2, .1, .4, .3),
     edge       = Factor(-.3, .6, 0, .1, .7, .2),         # cast shadow with an edge; negative: none
@@ -181,10 +182,12 @@ _CAPTURE = dict(
     glint2     = Factor(-.6, 1, .1, 0, .6, .3),
     glint2_x   = Factor(0, .5, 0, .2, .6, .2),
     glint2_y   = Factor(-.3, .3, 0, 0, .8, .2),
-    blur       = Factor(.2, .08, .25, 0, .6, .15),
-    exposure   = Factor(4.65, .5, .2, 0, .7, .1),        # grey level of luminance 1, as a logarithm
-    noise      = Factor(-.9, .9, .2, 0, .75, .05),       # its logarithm
-    mottle     = Factor(.03, .03, .4, 0, .5, .1))
+    blur       = Factor(.24, .05, .25, 0, .6, .15),
+    exposure   = Factor(4.55, .42, .2, 0, .7, .1),        # grey level of luminance 1, as a logarithm
+    noise      = Factor(-1.65, .75, .2, 0, .75, .05),       # its logarithm
+    flare      = Factor(.012, .012, .2, 0, .7, .1),         # stray light and reflections, uneven
+    slip       = Factor(0, 1, 0, 0, 0, 1),               # beyond 2.2 sd the patch misses the eye
+    mottle     = Factor(.012, .015, .4, 0, .5, .1))
 
 FACTORS = _EYEBALL | _LIDS | _FACE | _CAPTURE
 
@@ -250,11 +253,13 @@ def eye_factors(seed:int,        # any integer
 # %% ../nbs/02_eyes.ipynb #cell-45
 def _ramp(d, w):
     "0 where d < -w/2, 1 where d > w/2, linear between: an edge of width w. A negative w falls."
-    return (d*(1/w)).add_(.5).clamp_(0, 1)
+    return torch.add(_HALF.to(d.device), d, alpha=1/w).clamp_(0, 1)
 
 def _bump(d, w):
     "1 at d = 0, 0 from |d| = w on: (1 - (d/w)^2)^2, a bell that ends."
-    return (d*(1/w)).square_().neg_().add_(1).clamp_(min=0).square_()
+    return torch.addcmul(_ONE.to(d.device), d, d, value=-1/w**2).clamp_(min=0).square_()
+
+_HALF, _ONE = torch.full((), .5), torch.ones(())
 
 def _columns(factors):
     "Factors (n, f) by name, each (n, 1, 1)."
@@ -264,8 +269,9 @@ def _columns(factors):
 def _camera_plane(f, head):
     "What each pixel sees: x (n, 1, 60) and y (n, 36, 1), mm from the eyeball's centre; `head` is (n, 3, 3)."
     corner = (head @ torch.cat([f.corner_x, f.corner_y, f.corner_z], 1))[..., None]
+    miss = 25*(f.slip - 2.2).clamp(min=0)
     row, col = (torch.arange(n, device=head.device) - (n - 1)/2 for n in EYE_SHAPE)
-    return col*f.mm_per_px + corner[:, 0] + f.crop_x, row[:, None]*f.mm_per_px + corner[:, 1] + f.crop_y
+    return col*f.mm_per_px + corner[:, 0] + f.crop_x, row[:, None]*f.mm_per_px + corner[:, 1] + f.crop_y - miss
 
 def _face_plane(f, head, x, y, r2):
     "Where on the face that is: X towards the temple and Y downwards, mm, each (n, 36, 60)."
@@ -291,13 +297,14 @@ def _lids(f, X, Y, iris):
     low = (iris[1]*f.lower_follow + f.iris - f.lower_cover - f.corner_y).clamp(min=.8)
     upper = _arch(u, up, f.upper_round, f.upper_skew + .02*iris[0]).add_(below)
     lower = _arch(u, low, f.lower_round, f.lower_skew).sub_(below)
-    return SimpleNamespace(u=u, side=u.sub(.5).clamp_(-.6, .6), below=below, upper=upper, lower=lower)
+    along = u.mul(-4).mul_(u - 1)                                         # 0 at the corners, 1 between them
+    return SimpleNamespace(u=u, along=along, side=u.sub(.5).clamp_(-.6, .6), below=below, upper=upper, lower=lower)
 
 # %% ../nbs/02_eyes.ipynb #cell-53
 def _iris(f, x, y, chord):
     "Log luminance of iris and pupil; `chord` is the distance from the optical axis, mm."
     tone = (torch.cos(x*1.1 + f.texture_at)*torch.cos(y*1.3 - f.texture_at)).mul_(f.texture).add_(f.iris_tone)
-    tone.sub_(_bump(chord - f.iris, .4*f.iris).mul_(f.limbus))
+    tone.sub_(_bump(chord - f.iris, 2.4).mul_(f.limbus))
     return tone.add_(_ramp(chord - f.pupil, -.8).mul_(f.pupil_tone - tone))
 
 def _eyeball(f, lids, optical, x, y, X, r2):
@@ -305,29 +312,31 @@ def _eyeball(f, lids, optical, x, y, X, r2):
     z = r2.mul(-1/f.eyeball**2).add_(1).clamp_(min=0).sqrt_()
     cos = z.mul_(-optical[2]).add_(x*(optical[0]/f.eyeball)).add_(y*(optical[1]/f.eyeball))
     chord = cos.neg_().add_(1).mul_(2).clamp_(min=1e-6).sqrt_().mul_(f.eyeball)
-    tone = r2.sqrt().mul_(-.02).add_(f.sclera + .1).add_(X*(f.light_x/25))
+    tone = r2.sqrt().mul_(-.02).add_(f.sclera + .1).add_(X*(f.light_x/9))
     tone.add_(_ramp(chord - f.iris, -.9).mul_(_iris(f, x, y, chord) - tone))
     tone.sub_(lids.upper.clamp(min=0).add_(.8).reciprocal_().mul_(f.occlusion))
     tone.sub_(lids.lower.clamp(min=0).add_(.8).reciprocal_().mul_(.25*f.occlusion))
-    return tone.sub_(_ramp(lids.u - .08, -.12).mul_(.6))
+    return tone.sub_((1 - lids.along).square_())
 
 # %% ../nbs/02_eyes.ipynb #cell-55
 def _skin(f, lids, X, Y, iris):
     "Log luminance of the skin, (n, 36, 60)."
     tone = X.mul(f.light_x/15).add_(Y*(f.light_y/10)).add_(f.skin)
-    tone.sub_(_bump(X + 17, 14.).mul_(_bump(Y + 5, 17.)).mul_(f.nose))
+    tone.sub_(_bump(X + 17, 13.).mul_(_bump(Y + 2, 13.)).mul_(f.nose))
     tone.sub_(_bump(X - 18, 12.).mul_(_bump(Y + 1, 18.)).mul_(f.outer))
+    tone.sub_(_bump(X, 26.).mul_(_bump(Y - .5, 13.)).mul_(f.socket))
     tone.add_(_bump(Y - 13, 11.).mul_(_bump(X - 1, 24.)).mul_(f.cheek))
     tone.sub_(_ramp(Y - X*f.brow_tilt - f.brow_at, -4.).mul_(1.8*f.brow.clamp(min=0)))
-    tone.sub_(_bump(lids.lower + f.bag_at, 1.5).mul_(f.bag)).add_(_bump(lids.lower + 1.6, 1.5).mul_(.2))
+    between = _ramp(lids.along + .3, .8)                                 # folds end beyond the corners
+    tone.sub_(_bump(lids.lower + f.bag_at, 1.8).mul_(f.bag).mul_(between))
     gap = f.crease_gap + .25*iris[1]
     crease = _arch(lids.u.add(.06).mul_(.87), gap.clamp(min=.6), 0, 0).add_(lids.upper)
-    tone.sub_(_bump(crease, 1.25).mul_(_ramp(lids.side, -1.).mul_(.5).add_(.6)).mul_(f.crease))
-    return tone.add_(_bump(crease + 2.2, 2.6).mul_(f.fold)).add_(_bump(lids.upper + .5*gap, 1.6).mul_(.5*f.fold))
+    fold = _bump(crease + 2.4, 2.8).mul_(f.fold).sub_(_bump(crease, 1.25).mul_(_ramp(lids.side, -1.).mul_(.5).add_(.6)).mul_(f.crease))
+    return tone.add_(fold.mul_(between)).add_(_bump(lids.upper + .5*gap, 1.6).mul_(.4*f.fold))
 
 def _lashes(f, lids, X):
     "How much the lashes and the lines at the corners darken, log luminance."
-    along = lids.u.mul(-4).mul_(lids.u - 1)                              # 0 at the corners, 1 between them
+    along = lids.along
     hair = torch.cos(X*2.6 + f.lash_at).mul_(.25).add_(1).mul_(_ramp(lids.side, 1.2).mul_(.6).add_(.7))
     dark = _bump(lids.upper - .1, 1.5).mul_(hair).mul_(_ramp(along + .05, .25)).mul_(f.lash)
     dark.add_(_bump(lids.lower + .3, 1.3).mul_(_ramp(lids.side - .1, 1.)).mul_(_ramp(along, .2)).mul_(f.lower_lash))
@@ -335,12 +344,12 @@ def _lashes(f, lids, X):
     return dark.add_(_bump(lids.below, 1.2).mul_(_bump(lids.u, .1)).mul_(f.tail))
 
 # %% ../nbs/02_eyes.ipynb #cell-57
-def _shading(f, x, y, X, Y, noise):
+def _shading(f, x, y, X, Y):
     "Log luminance of the illumination beyond its slope."
     tone = (torch.cos(x*.14 + f.shade_at)*torch.cos(y*.21 + 2*f.shade_at)).mul_(f.shade)
     edge = X*f.edge_angle.cos() + Y*f.edge_angle.sin() - f.edge_at
     tone.sub_(_ramp(edge, 5.).mul_(1.5*f.edge.clamp(min=0)))
-    return tone.add_(F.interpolate(noise[:, None, :12, :20], size=EYE_SHAPE, mode='bilinear')[:, 0].mul_(f.mottle))
+    return tone
 
 def _glints(f, optical, x, y):
     "Luminance of the mirror images on the cornea."
@@ -368,12 +377,12 @@ def _camera(f, luminance, noise):
 def equalise(x:Tensor,  # (n, h, w) uint8
             )->Tensor:  # (n, h, w) uint8
     "Histogram equalisation of each image: grey level -> 255 (cdf - cdf_min) / (pixels - cdf_min)."
-    offset = 256*torch.arange(len(x), device=x.device)[:, None]
-    level = x.flatten(1).long().add_(offset)
-    cdf = torch.bincount(level.flatten(), minlength=256*len(x)).view(-1, 256).cumsum(1)
+    level = x.flatten(1).long()
+    place = level + 256*torch.arange(len(x), device=x.device)[:, None]
+    cdf = torch.bincount(place.flatten(), minlength=256*len(x)).view(-1, 256).cumsum(1)
     first = torch.where(cdf > 0, cdf, cdf[:, -1:]).amin(1, keepdim=True)
     lut = (cdf - first).clamp_(min=0)*(255./(cdf[:, -1:] - first).clamp(min=1))
-    return lut.round_().to(torch.uint8).flatten()[level].view_as(x)
+    return lut.round_().to(torch.uint8).gather(1, level).view_as(x)
 
 # %% ../nbs/02_eyes.ipynb #cell-63
 def _scene(factors, gaze, pose):
@@ -394,8 +403,10 @@ def _render_block(factors, gaze, pose, noise):
     open_ = _ramp(torch.minimum(lids.upper, lids.lower), .9)
     tone = _skin(f, lids, s.X, s.Y, s.iris)
     tone.add_((_eyeball(f, lids, s.axis, s.x, s.y, s.X, s.r2) - tone).mul_(open_))
-    tone.sub_(_lashes(f, lids, s.X)).add_(_shading(f, s.x, s.y, s.X, s.Y, noise))
-    return equalise(_camera(f, tone.exp_().add_(_glints(f, s.axis, s.x, s.y).mul_(open_)), noise))
+    tone.sub_(_lashes(f, lids, s.X)).add_(_shading(f, s.x, s.y, s.X, s.Y))
+    cloud = F.interpolate(noise[:, None, :12, :20], size=EYE_SHAPE, mode='bilinear')[:, 0]
+    light = tone.add_(cloud*f.mottle).exp_().add_(cloud.add_(4).mul_(f.flare.clamp(min=0)))
+    return equalise(_camera(f, light.add_(_glints(f, s.axis, s.x, s.y).mul_(open_)), noise))
 
 _REST, *_KAPPA = (list(FACTORS).index(n) for n in ('rest_pitch', 'kappa_pitch', 'kappa_yaw'))
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GREY', 'COLOURS', 'PAPER_GAZE', 'set_style', 'record', 'spread', 'gap_table', 'gap_reduction', 'calibration',
-           'plot_calibration', 'plot_curves', 'plot_errors', 'errors_by_person', 'plot_persons', 'report_folder',
-           'seeds_name', 'caption', 'show_table', 'show_figure']
+           'plot_calibration', 'plot_curves', 'plot_errors', 'errors_by_person', 'plot_persons', 'plot_mixing',
+           'report_folder', 'seeds_name', 'caption', 'show_table', 'show_figure']
 
 # %% ../nbs/09_report.ipynb #cell-2
 import json
@@ -20,7 +20,8 @@ import torch
 from IPython.display import HTML, Image, display
 from torch import Tensor
 
-from .eyes import angular_error
+from .data import Examples, inputs
+from .eyes import angular_error, show_eyes
 from .runs import home, root, write_atomic
 
 # %% ../nbs/09_report.ipynb #cell-5
@@ -132,6 +133,23 @@ def plot_persons(frame:pd.DataFrame, ax)->None:
     ax.legend(title=None, fontsize=7)
 
 # %% ../nbs/09_report.ipynb #cell-24
+def plot_mixing(f,              # called with (x, pose), gives (b, 3)
+                pair:Examples,  # two examples
+                family,         # of the answers: .mean and .std
+                steps:int=7,    # blends, both ends included
+               ):               # a figure
+    "Blends of two eyes, titled with lam and the predicted sigma in degrees."
+    lam = torch.linspace(0, 1, steps)
+    x, pose, gaze = (torch.stack([l*t[0] + (1 - l)*t[1] for l in lam]) for t in (*inputs(pair), pair.y))
+    out = f(x, pose)
+    fig, axs = plt.subplots(1, steps, figsize=(1.5*steps, 1.5))
+    for i, ax in enumerate(axs):
+        show_eyes((255*x[i:i + 1]).round().to(torch.uint8), gaze=gaze[i:i + 1], pred=family.mean(out)[i:i + 1], ncols=1, ax=ax)
+        ax.set_title(f'lam {lam[i]:.2f}\nσ {np.rad2deg(family.std(out)[i].item()):.1f}°', fontsize=8)
+    fig.tight_layout()
+    return fig
+
+# %% ../nbs/09_report.ipynb #cell-27
 def report_folder(section:str,       # e.g. 'gaze'
                   P:SimpleNamespace, # checked parameters: preset, dataset, data_dir
                  )->Path:
@@ -145,7 +163,7 @@ def seeds_name(seeds:list)->str:
     "'seed1', or 'seeds1-3'."
     return f'seed{seeds[0]}' if len(seeds) == 1 else f'seeds{seeds[0]}-{seeds[-1]}'
 
-# %% ../nbs/09_report.ipynb #cell-25
+# %% ../nbs/09_report.ipynb #cell-28
 def caption(what:str,           # what is shown, with its unit
             P:SimpleNamespace,  # checked parameters: preset, budget, dataset, seeds ...
             data:str,           # what the data is, in words
@@ -156,9 +174,9 @@ def caption(what:str,           # what is shown, with its unit
     smoke = 'SMOKE - not a result. ' if P.preset == 'smoke' else ''
     n = len(P.seeds)
     return (f'{smoke}{what}. {"Mean ± standard deviation (n) over seeds" if n > 1 else "Seed"} {", ".join(map(str, P.seeds))}. Preset {P.preset}, '
-            f'budget {P.budget:g} of the recipe, {P.members} teacher member{"s" if P.members > 1 else ""}. Data: {data}. Commit {", ".join(commits)}.')
+            f'budget {P.budget:g} of the recipe, {P.members} teacher member{"s" if P.members > 1 else ""}, {P.precision}. Data: {data}. Commit {", ".join(commits)}.')
 
-# %% ../nbs/09_report.ipynb #cell-26
+# %% ../nbs/09_report.ipynb #cell-29
 def show_table(table:pd.DataFrame, text:str, path:Path)->None:
     "Show a table under its caption, and write it as CSV with the caption as a comment line."
     write_atomic(path, (f'# {text}\n' + table.to_csv()).encode())

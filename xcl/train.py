@@ -189,8 +189,7 @@ def train_step(self:Loop)->None:
     "One step of the optimiser. Raises NotFinite, on a CPU before the weights move."
     batch, i = self.batch(self.step), self.step % self.per_epoch
     with torch.autocast(self.device.split(':')[0], torch.bfloat16, enabled=self.cfg.precision == 'bf16'):
-        out = self.forward(*batch.inputs)
-    loss = self.loss_of(batch, out.float())
+        loss = self.loss_of(batch, self.forward(*batch.inputs).float())
     self.losses[i] = loss.detach()
     if self.device == 'cpu': check_finite(self.losses[i:i + 1], self.step, self.batch)
     self.opt.zero_grad()
@@ -243,13 +242,14 @@ def gaze_teachers(data:Config,   # EyeData
                   seed:int,      # of the table's row; member m trains with seed 1000*seed + m
                   budget:float,  # fraction of the recipe's epochs
                   members:int,   # of the ensemble, at least 1
+                  precision:str='fp32',
                  )->tuple:       # of Train
     "The ensemble of section A.1."
-    return tuple(Train('preact_resnet', Gaussian(), data, METHODS['MixUp'], GAZE_TEACHER.scaled(budget), 1000*seed + m) for m in range(1, members + 1))
+    return tuple(Train('preact_resnet', Gaussian(), data, METHODS['MixUp'], GAZE_TEACHER.scaled(budget), 1000*seed + m, precision=precision) for m in range(1, members + 1))
 
-def gaze_students(data:Config, seed:int, budget:float, teachers:tuple)->dict: # name -> Train
+def gaze_students(data:Config, seed:int, budget:float, teachers:tuple, precision:str='fp32')->dict: # name -> Train
     "The students of section A.1: ERM as a point estimate, and four methods with uncertainty."
     rows = {'ERM, point': METHODS['ERM'], 'ERM': METHODS['ERM'], 'MixUp': METHODS['MixUp'], 'KD': METHODS['KD'],
             'XCL-Mix': replace(METHODS['XCL-Mix'], transfer=MixUp())}
     return {name: Train('lenet', Point() if 'point' in name else Gaussian(), data, m, GAZE_STUDENT.scaled(budget), seed,
-                        teachers if m.target == 'teacher' else ()) for name, m in rows.items()}
+                        teachers if m.target == 'teacher' else (), precision) for name, m in rows.items()}

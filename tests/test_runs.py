@@ -1,0 +1,321 @@
+"""Runs that are killed, asked for twice, damaged: each ends with the same bytes as a run that nobody disturbed, or says what is wrong.
+
+The processes here are real. A fork server has imported PyTorch once, so that a child is up at once and can be killed often.
+"""
+import ast
+import itertools
+import json
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from xcl.eyes import EyeData
+from xcl.losses import Gaussian
+from xcl.runs import Config, Machine, Run, ensure, rng
+from xcl.train import GAZE_STUDENT, GAZE_TEACHER, METHODS, Loop, Train, gaze_students, gaze_teachers
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULES = sorted((ROOT/'xcl').rglob('*.py'))
+SERVER = multiprocessing.get_context('forkserver')
+SERVER.set_forkserver_preload(['xcl.train', 'xcl.eyes'])
+OF_THE_MACHINE = ('provenance.json', 'holder.json', 'lock')   # files that may differ between two runs of one config
+
+DATA = EyeData('procedural', split=1, people=3, held_out=1, per_person=32)   # 64 eyes to train on, 32 to validate
+SMALL = replace(GAZE_TEACHER, batch=4, epochs=3, milestones=(1.5,))          # 48 steps
+
+
+def teacher(seed=101, recipe=SMALL): return Train('preact_resnet', Gaussian(), DATA, METHODS['MixUp'], recipe, seed)
+
+
+def student(method='XCL-Mix', seed=1):
+    return Train('lenet', Gaussian(), DATA, METHODS[method], replace(SMALL, lr=1e-4), seed, teachers=(teacher(),))
+
+
+# ---- children ----
+
+def work(cfg, home, log, hook=None, checkpoint_s=.05, pace=0.):
+    "What a child does: ask for a run, and write to `log` what it prints and each training that it begins or takes up. `pace`: rest after each step."
+    os.environ['XCL_HOME'] = str(home)
+    torch.set_num_threads(1)
+    sys.stdout = open(log, 'a', buffering=1)
+    if hook: hook[0](*hook[1:])
+    begin, step = Loop.__init__, Loop.train_step
+
+    def loud(self, cfg, run):
+        begin(self, cfg, run)
+        print(f'{run.folder.name} from step {self.step}')
+
+    def slow(self):
+        step(self)
+        time.sleep(pace)
+    Loop.__init__, Loop.train_step = loud, slow
+    ensure(cfg, Machine('cpu', progress=False, checkpoint_s=checkpoint_s))
+
+
+def start(*args, **kw):
+    child = SERVER.Process(target=work, args=args, kwargs=kw, daemon=True)
+    child.start()
+    return child
+
+
+def make(*args, **kw):
+    "Exit code of a child that nobody disturbs."
+    child = start(*args, **kw)
+    child.join(120)
+    return child.exitcode
+
+
+def until(true, child, seconds=60):
+    "Wait for `true()`, or for the end of the child."
+    end = time.monotonic() + seconds
+    while not true() and child.is_alive():
+        assert time.monotonic() < end, f'nothing happened in {seconds} s'
+        time.sleep(.002)
+
+
+def text(log): return log.read_text() if log.exists() else ''
+
+
+def begun(log): return [(name, int(step)) for name, step in re.findall(r'(\S+) from step (\d+)', text(log))]
+
+
+def folder(cfg): return f'{cfg.slug}-{cfg.hash}'
+
+
+def checkpoints(home): return {(p.parent.name, p.stat().st_ino) for p in home.glob('*/checkpoint.safetensors')}
+
+
+def records(home):
+    "Every file below `home` that configs alone decide, as bytes."
+    return {p.relative_to(home).as_posix(): p.read_bytes() for p in home.rglob('*') if p.is_file() and p.name not in OF_THE_MACHINE}
+
+
+def assert_same(a, b):
+    assert sorted(a) == sorted(b)
+    assert not [name for name in a if a[name] != b[name]], 'not the same bytes'
+
+
+@pytest.fixture(scope='module')
+def reference(tmp_path_factory):
+    "Records of the student and its teacher, undisturbed."
+    home = tmp_path_factory.mktemp('undisturbed')
+    assert make(student(), home, home.with_suffix('.log'), checkpoint_s=1e9) == 0
+    return records(home)
+
+
+@pytest.fixture
+def place(tmp_path):
+    "An empty home, and the log of its children."
+    (tmp_path/'home').mkdir()
+    return tmp_path/'home', tmp_path/'log'
+
+
+def of(cfg, found): return {k: v for k, v in found.items() if k.startswith(folder(cfg) + '/')}
+
+
+# ---- the same bytes, whatever happens ----
+
+def test_finished_folder_holds_records_and_nothing_else(reference):
+    names = {Path(k).name for k in of(student(), reference)}
+    assert names == {'config.json', 'curve.json', 'result.json', 'weights.safetensors', 'predictions.safetensors'}
+
+
+def test_same_config_in_a_fresh_home_gives_the_same_bytes(reference, place):
+    assert make(teacher(), *place) == 0
+    assert_same(records(place[0]), of(teacher(), reference))
+
+
+def test_killed_at_random_moments(reference, place):
+    "The teacher four times, then the student four times; of three kills, two wait for a new checkpoint, and one comes earlier."
+    (home, log), g, kills = place, rng(0, 'kills'), []
+    for attempt in itertools.count():
+        hits = Counter(name for name, _ in kills)
+        target = next((folder(c) for c in (teacher(), student()) if hits[folder(c)] < 4 and not (home/folder(c)/'result.json').exists()), None)
+        known, seen = len(begun(log)), checkpoints(home)
+
+        def trains(): return target in dict(begun(log)[known:])                                   # noqa: B023
+        def progresses(): return trains() and any(k == target for k, _ in checkpoints(home) - seen)  # noqa: B023
+        child = start(student(), home, log, pace=.025)
+        if target:
+            until(progresses if attempt % 3 else trains, child)
+            time.sleep(g.uniform(0, .2))
+            child.kill()
+        child.join(120)
+        if child.exitcode == 0: break
+        assert child.exitcode == -signal.SIGKILL, text(log)
+        if not (home/target/'result.json').exists(): kills.append(begun(log)[-1])
+    assert len(kills) >= 6, f'only {len(kills)} kills hit a process that was training: {kills}'
+    assert {name for name, step in begun(log) if step > 0} == {folder(teacher()), folder(student())}, 'both were to go on from a checkpoint'
+    assert_same(records(home), reference)
+
+
+def die_writing(k, when):
+    "Have this process killed in its k-th `write_atomic`: with half of the bytes written, or just after the rename."
+    call, real = itertools.count(1), {'fsync': os.fsync, 'replace': os.replace}
+
+    def fsync(fd):
+        if when == 'half' and next(call) == k:
+            os.ftruncate(fd, os.fstat(fd).st_size//2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        real['fsync'](fd)
+
+    def rename(a, b):
+        real['replace'](a, b)
+        if when == 'renamed' and next(call) == k: os.kill(os.getpid(), signal.SIGKILL)
+    os.fsync, os.replace = fsync, rename
+
+
+@pytest.mark.parametrize('when', ['half', 'renamed'])
+def test_killed_while_writing(tmp_path, when):
+    "Once in each write of a run that saves after every step: holder, config, 4 checkpoints, 2 tensor files, curve, provenance, result."
+    cfg = teacher(recipe=replace(SMALL, batch=32, epochs=2, milestones=(1.,)))
+    log = tmp_path/'log'
+    assert make(cfg, tmp_path/'undisturbed', log) == 0
+    for k in itertools.count(1):
+        home = tmp_path/str(k)
+        if make(cfg, home, log, (die_writing, k, when), checkpoint_s=-1) == 0: break
+        left = sorted(p.name for p in home.rglob('.*.tmp'))
+        assert bool(left) == (when == 'half'), f'write {k}: {left}'
+        assert make(cfg, home, log, checkpoint_s=-1) == 0, f'write {k}: {left}'
+        assert_same(records(home), records(tmp_path/'undisturbed'))
+    assert k - 1 == 11, f'{k - 1} writes'
+
+
+# ---- two processes, one run ----
+
+def waits(name, child): return f'{name}: process {child.pid} is working on this run; waiting for it'
+
+
+def test_two_ask_at_once_and_one_trains(reference, tmp_path, place):
+    (home, log), other = place, tmp_path/'second'
+    first = start(student(), home, log, pace=.025)
+    until(lambda: begun(log), first)
+    second = start(student(), home, other)
+    for child in first, second: child.join(120)
+    assert (first.exitcode, second.exitcode) == (0, 0)
+    assert sorted(begun(log) + begun(other)) == sorted([(folder(teacher()), 0), (folder(student()), 0)])
+    assert waits(folder(teacher()), first) in text(other)
+    assert_same(records(home), reference)
+
+
+def test_the_one_that_waits_takes_over_when_the_other_is_killed(reference, tmp_path, place):
+    (home, log), other = place, tmp_path/'second'
+    first = start(teacher(), home, log, pace=.05)
+    until(lambda: checkpoints(home), first)
+    second = start(teacher(), home, other)
+    until(lambda: 'waiting' in text(other), second)
+    assert first.is_alive() and not begun(other), 'the second was to wait while the first trains'
+    first.kill()
+    second.join(120)
+    assert second.exitcode == 0 and text(other).count(waits(folder(teacher()), first)) == 1
+    [(name, step)] = begun(other)
+    assert name == folder(teacher()) and step > 0, 'it was to go on from the checkpoint'
+    assert json.loads((home/name/'holder.json').read_text())['pid'] == second.pid
+    assert_same(records(home), of(teacher(), reference))
+
+
+def test_teachers_come_first_and_are_made_once(place):
+    home, log = place
+    a, b = student('KD', 1), student('KD', 2)
+    assert make(a, home, log) == 0
+    assert [name for name, _ in begun(log)] == [folder(teacher()), folder(a)]
+    assert make(b, home, log) == 0
+    assert [name for name, _ in begun(log)] == [folder(teacher()), folder(a), folder(b)]
+    assert make(a, home, log) == 0 and len(begun(log)) == 3
+
+
+# ---- names ----
+
+def names():
+    "Hashes of what the gaze experiment is made of. Where one moves, results that exist would be made again, or answer to another config."
+    data = EyeData('procedural', split=1)
+    members = gaze_teachers(data, 1, 1., 2)
+    configs = dict(METHODS, GAZE_STUDENT=GAZE_STUDENT, GAZE_TEACHER=GAZE_TEACHER, quarter=GAZE_STUDENT.scaled(.25), data=data,
+                   **{f'member {i}': c for i, c in enumerate(members)}, **{f'student {k}': c for k, c in gaze_students(data, 1, 1., members).items()})
+    return {k: v.hash for k, v in configs.items()}
+
+
+PINNED = {}
+
+
+@pytest.mark.parametrize('hashseed', ['0', '271828'])
+def test_names_are_the_same_in_every_process(hashseed):
+    done = subprocess.run([sys.executable, '-c', 'import json, test_runs; print(json.dumps(test_runs.names()))'], cwd=Path(__file__).parent,
+                          env={**os.environ, 'PYTHONHASHSEED': hashseed}, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == PINNED, 'a default or a recipe has changed: see CONTRIBUTING.md, "Defaults are frozen"'
+
+
+def test_config_on_disk_is_the_config(reference):
+    plain = json.loads(reference[f'{folder(student())}/config.json'])
+    assert plain == student().plain() and plain['teachers'][0]['seed'] == 101
+    assert isinstance(student().family, Config), 'the family is part of the name'
+
+
+# ---- what is loaded, and what is wrong with it ----
+
+PICKLES = re.compile(r'\b(c?[pP]ickle|dill|joblib|shelve|marshal)\b|read_pickle|allow_pickle=(?!False)|torch\.(load|save|hub|jit\.load)'
+                     r'|from torch import .*\b(load|save|hub)\b')
+
+
+@pytest.mark.parametrize('path', MODULES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_loading_runs_no_code(path):
+    "What is stored is safetensors, JSON, CSV or an image: no pickle in any of its disguises."
+    kinds = ast.Import, ast.ImportFrom, ast.Attribute, ast.keyword
+    code = [ast.unparse(o) for o in ast.walk(ast.parse(path.read_text(encoding='utf-8'))) if isinstance(o, kinds)]
+    assert not [o for o in code if PICKLES.search(o)]
+
+
+TINY = teacher(recipe=replace(SMALL, batch=64, epochs=1, milestones=()))   # one step
+DAMAGE = {'cut short': lambda b: b[:len(b)//2], 'emptied': lambda b: b'', 'overwritten': lambda b: b'\xff'*len(b)}
+
+
+@pytest.fixture
+def tiny_run(): return ensure(TINY, Machine('cpu', progress=False))
+
+
+@pytest.mark.parametrize('how', DAMAGE)
+def test_damaged_checkpoint_is_named(tiny_run, how):
+    run = Run(TINY, Machine('cpu'))
+    (run.folder/'result.json').unlink()
+    loop = Loop(TINY, run)
+    loop.train_step(), loop.save()
+    path = run.folder/'checkpoint.safetensors'
+    path.write_bytes(DAMAGE[how](path.read_bytes()))
+    with pytest.raises(ValueError, match=f'{path} is damaged .* Remove it to have it made again'): ensure(TINY, Machine('cpu'))
+    path.unlink()
+    assert ensure(TINY, Machine('cpu', progress=False)).result == tiny_run.result
+
+
+@pytest.mark.parametrize('how', DAMAGE)
+def test_damaged_teacher_is_named(tiny_run, how):
+    path = tiny_run.folder/'weights.safetensors'
+    path.write_bytes(DAMAGE[how](path.read_bytes()))
+    cfg = replace(student('KD'), teachers=(TINY,))
+    with pytest.raises(ValueError, match=f'{path} is damaged'): ensure(cfg, Machine('cpu', progress=False))
+    assert not Run(cfg).done
+
+
+@pytest.mark.parametrize('name', ['result', 'curve', 'provenance'])
+def test_damaged_record_is_named(tiny_run, name):
+    path = tiny_run.folder/f'{name}.json'
+    path.write_bytes(path.read_bytes()[:7])
+    with pytest.raises(ValueError, match=f'{path} is damaged'): getattr(tiny_run, name)
+
+
+@pytest.mark.parametrize('kw, message', [
+    (dict(device='gpu'), "device is 'gpu'.*allowed: auto, cpu"),
+    (dict(device='cuda:99'), "device is 'cuda:99'.*allowed"),
+    (dict(checkpoint_s=float('nan')), 'checkpoint_s is nan; allowed'),
+])
+def test_machine_refuses(kw, message):
+    with pytest.raises(ValueError, match=message): Machine(**kw)
