@@ -27,7 +27,8 @@ class Examples:
     group:Tensor|None=None  # int64 (n,), e.g. the person
 
     def __post_init__(self):
-        if self.x.dtype != torch.uint8 or self.x.ndim != 4: raise ValueError(f'x is {self.x.dtype} {tuple(self.x.shape)}; allowed: uint8 (n, c, h, w)')
+        if self.x.dtype != torch.uint8 or self.x.ndim != 4:
+            raise ValueError(f'x is {self.x.dtype} {tuple(self.x.shape)}; allowed: uint8 (n, c, h, w)')
         for name in 'y', 'extra', 'group':
             t = getattr(self, name)
             if t is not None and len(t) != len(self.x): raise ValueError(f'{name} has {len(t)} rows; x has {len(self.x)}')

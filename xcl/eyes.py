@@ -43,8 +43,8 @@ def vector_to_angles(vector:Tensor, # (..., 3) directions of any length but 0
 def angular_error(pred:Tensor,   # (..., 2) pitch and yaw, radians
                   target:Tensor, # (..., 2) pitch and yaw, radians
                  )->Tensor:      # (...) degrees, 0 to 180
-    "Angle between the directions; value and gradient are finite everywhere."
-    a, b = angles_to_vector(pred), angles_to_vector(target)
+    "Angle between the directions, shapes broadcast; value and gradient are finite everywhere."
+    a, b = torch.broadcast_tensors(angles_to_vector(pred), angles_to_vector(target))
     return torch.atan2(torch.linalg.cross(a, b).norm(dim=-1), (a*b).sum(-1))*(180/math.pi)
 
 # %% ../nbs/02_eyes.ipynb #cell-13
@@ -102,7 +102,7 @@ def show_eyes(x,                # (n, 1, h, w) or (n, h, w) uint8
     x = torch.as_tensor(x).cpu()
     x = x.reshape(-1, *x.shape[-2:]).numpy()
     sheet, shape = _sheet(x, ncols), x.shape[1:]
-    if ax is None: ax = plt.subplots(figsize=(.9*ncols, .9*ncols*sheet.shape[0]/sheet.shape[1]), dpi=80, layout='constrained')[1]
+    if ax is None: ax = plt.subplots(figsize=(8.5, 8.5*sheet.shape[0]/sheet.shape[1] + .3), dpi=72, layout='constrained')[1]
     ax.imshow(sheet, cmap='gray', vmin=0, vmax=255)
     for angles, color in (gaze, '#E69F00'), (pred, '#56B4E9'):
         if angles is not None: _arrows(ax, angles, shape, ncols, color)
@@ -116,17 +116,17 @@ Factor = namedtuple('Factor', 'mean sd person side session eye')   # the last fo
 _EYEBALL = dict(
     mm_per_px   = Factor(.655, .02, .6, 0, .2, .2),      # scale of the patch: 60 px are 39 mm
     eyeball     = Factor(12.1, .3, 1, 0, 0, 0),          # radius of the eyeball
-    iris        = Factor(6.0, .22, .95, .05, 0, 0),      # radius of the iris as the camera sees it
+    iris        = Factor(6.1, .24, .95, .05, 0, 0),      # radius of the iris as the camera sees it
     pupil       = Factor(2.2, .55, .3, 0, .5, .2),       # radius of the pupil
-    kappa_pitch = Factor(-.02, .026, .8, .2, 0, 0),      # optical minus visual axis
-    kappa_yaw   = Factor(-.085, .034, .85, .15, 0, 0),   # ... outwards, by 5 degrees on average
+    kappa_pitch = Factor(-.02, .022, .8, .2, 0, 0),      # optical minus visual axis
+    kappa_yaw   = Factor(-.085, .03, .85, .15, 0, 0),   # ... outwards, by 5 degrees on average
     iris_tone   = Factor(-2.4, .45, .95, .05, 0, 0),
     pupil_tone  = Factor(-2.9, .25, .2, 0, .5, .3),
     limbus      = Factor(.5, .25, .9, 0, .1, 0),         # darkening of the iris towards its rim
-    texture     = Factor(0, .25, .8, .2, 0, 0),
+    texture     = Factor(0, .33, .8, .2, 0, 0),
     texture_at  = Factor(0, 2, .5, .5, 0, 0),
     sclera      = Factor(-.38, .25, .5, 0, .4, .1),
-    occlusion   = Factor(.5, .2, .3, 0, .6, .1))         # shadow of the lids on the eyeball
+    occlusion   = Factor(.65, .22, .3, 0, .6, .1))         # shadow of the lids on the eyeball
 
 # %% ../nbs/02_eyes.ipynb #cell-29
 _LIDS = dict(
@@ -138,7 +138,7 @@ _LIDS = dict(
     tilt         = Factor(1.1, .9, .8, .1, .1, 0),       # the outer corner is this much higher than the midpoint
     upper_follow = Factor(.8, .08, .9, 0, 0, .1),        # mm that a lid moves per mm of the iris
     lower_follow = Factor(.5, .08, .9, 0, 0, .1),
-    upper_cover  = Factor(1.9, .8, .55, .1, .15, .2),    # mm of the iris that a lid covers
+    upper_cover  = Factor(2.1, .8, .55, .1, .15, .2),    # mm of the iris that a lid covers
     lower_cover  = Factor(.3, .6, .55, .1, .15, .2),
     upper_round  = Factor(.25, .2, .9, .1, 0, 0),        # 0 is a parabola
     lower_round  = Factor(.1, .2, .9, .1, 0, 0),
@@ -176,10 +176,10 @@ _CAPTURE = dict(
     edge       = Factor(-.3, .6, 0, .1, .7, .2),         # cast shadow with an edge; negative: none
     edge_angle = Factor(0, 1.8, 0, .1, .7, .2),
     edge_at    = Factor(9, 4, 0, .1, .6, .3),
-    glint      = Factor(0, 1, .1, 0, .6, .3),            # mirror image of a lamp; negative: none
+    glint      = Factor(-.35, 1, .1, 0, .6, .3),            # mirror image of a lamp; negative: none
     glint_x    = Factor(0, .3, 0, .1, .7, .2),
-    glint_y    = Factor(0, .3, 0, 0, .8, .2),
-    glint2     = Factor(-.6, 1, .1, 0, .6, .3),
+    glint_y    = Factor(-.12, .3, 0, 0, .8, .2),
+    glint2     = Factor(-1, 1, .1, 0, .6, .3),
     glint2_x   = Factor(0, .5, 0, .2, .6, .2),
     glint2_y   = Factor(-.3, .3, 0, 0, .8, .2),
     blur       = Factor(.24, .05, .25, 0, .6, .15),
@@ -222,6 +222,7 @@ def _gaze(g, sign):
 def _pose(g, habits, sign, session, look):
     "Head pose (n, 2), radians; `look` is the standardised yaw of the gaze, which the head follows a little."
     pitch, yaw = (.75*habits.sessions[session] + .66*g.standard_normal((len(sign), 2))).T
+    pitch = (np.exp(.35*pitch) - math.exp(.35**2/2))/math.sqrt(math.exp(2*.35**2) - math.exp(.35**2))       # skewed: mean 0, sd 1
     yaw = habits.follow*look + math.sqrt(max(0, 1 - habits.follow**2))*yaw
     pose = np.stack([habits.pitch + habits.pitch_sd*pitch, habits.yaw_sd*yaw + sign*habits.yaw - .078], 1)
     return pose.clip(-.98, .98)
@@ -236,7 +237,7 @@ def _block(seed, person, block):
     gaze, look = _gaze(g, 1 - 2*side)
     pose = _pose(g, _habits(seed, person), 1 - 2*side, session, look)
     noise = g.standard_normal((_BLOCK, *EYE_SHAPE), dtype=np.float32)
-    return [torch.from_numpy(t.astype(np.float32)) for t in (_mix(levels, np.array(list(FACTORS.values()))), gaze, pose, noise)]
+    return [torch.from_numpy(t.astype(np.float32, copy=False)) for t in (_mix(levels, np.array(list(FACTORS.values()))), gaze, pose, noise)]
 
 # %% ../nbs/02_eyes.ipynb #cell-38
 def eye_factors(seed:int,        # any integer
@@ -263,7 +264,7 @@ _HALF, _ONE = torch.full((), .5), torch.ones(())
 
 def _columns(factors):
     "Factors (n, f) by name, each (n, 1, 1)."
-    return SimpleNamespace(**{name: c[:, None, None] for name, c in zip(FACTORS, factors.unbind(1))})
+    return SimpleNamespace(**{name: c for name, c in zip(FACTORS, factors.T[:, :, None, None].unbind())})
 
 # %% ../nbs/02_eyes.ipynb #cell-49
 def _camera_plane(f, head):
@@ -275,81 +276,87 @@ def _camera_plane(f, head):
 
 def _face_plane(f, head, x, y, r2):
     "Where on the face that is: X towards the temple and Y downwards, mm, each (n, 36, 60)."
-    radius = f.eyeball + .6
-    z = r2.mul(-1/radius**2).add_(1)
-    z = z.add_(z.square().add_(.03).sqrt_()).mul_(.5).sqrt_().mul_(-.6*radius).sub_(4.5)
+    radius, a = f.eyeball + .6, head[..., None, None]
+    dome = (r2*(-1/radius**2)).add_(1)
+    z = dome.add_(dome.square().add_(.03).sqrt_()).mul_(.5).sqrt_().mul_(-.6*radius).sub_(4.5)
+    return (z*a[:, 2, 0]).add_(x*a[:, 0, 0]), (z*a[:, 2, 1]).add_(x*a[:, 0, 1]).add_(y*a[:, 1, 1])
+
+def _flat_face(head, x, y, depth=-9.):
+    "The same for a flat face through z = `depth` mm: X (n, 1, 60) and Y (n, 36, 1), which makes broad shading cheap."
     a = head[..., None, None]
-    return [z.mul(a[:, 2, j]).add_(x*a[:, 0, j]).add_(y*a[:, 1, j]) for j in (0, 1)]
+    return x*a[:, 0, 0] + depth*a[:, 2, 0], y*a[:, 1, 1] + depth*a[:, 2, 1]
 
 # %% ../nbs/02_eyes.ipynb #cell-51
-def _arch(u, height, round_, skew):
-    "Height above the line between the corners at u (0 nasal, 1 temporal corner); negative outside them."
-    a = u.mul(-4).mul_(u - 1).clamp_(min=-1)
-    lean = u.sub(.5).clamp_(-.6, .6).mul_(skew).add_(1)
-    return a.neg().add_(1).mul_(round_).add_(1).mul_(a).mul_(lean).mul_(height)
+def _arch(along, side, height, round_, skew):
+    "Height of an arch above the line between the corners; negative outside them."
+    a = along.clamp(min=-1)
+    return (a*-round_).add_(1 + round_).mul_(a).mul_((side*(skew*height)).add_(height))
 
 def _lids(f, X, Y, iris):
     "Positions relative to the lids; `iris` is the (X, Y) of the iris' centre on the face."
-    u = X.sub(f.corner_x - .5*f.width).mul_(1/f.width)
-    below = Y.sub(u.sub(.5).mul_(-2*f.tilt).add_(f.corner_y))             # mm below the line between the corners
+    u = (X*(1/f.width)).add_(.5 - f.corner_x/f.width)                     # 0 at the nasal corner, 1 at the temporal one
+    along, side = (u - 1).mul_(u).mul_(-4), (u - .5).clamp_(-.6, .6)      # `along` is 0 at the corners, 1 between them
+    below = (u*(2*f.tilt)).add_(Y).sub_(f.tilt + f.corner_y)              # mm below the line between the corners
     up = f.corner_y - (iris[1]*f.upper_follow - f.iris + f.upper_cover)   # height of the upper lid
     up = .5*(up + (up*up + 1).sqrt())                                     # ... which is positive
     low = (iris[1]*f.lower_follow + f.iris - f.lower_cover - f.corner_y).clamp(min=.8)
-    upper = _arch(u, up, f.upper_round, f.upper_skew + .02*iris[0]).add_(below)
-    lower = _arch(u, low, f.lower_round, f.lower_skew).sub_(below)
-    along = u.mul(-4).mul_(u - 1)                                         # 0 at the corners, 1 between them
-    return SimpleNamespace(u=u, along=along, side=u.sub(.5).clamp_(-.6, .6), below=below, upper=upper, lower=lower)
+    upper = _arch(along, side, up, f.upper_round, f.upper_skew + .02*iris[0]).add_(below)
+    lower = _arch(along, side, low, f.lower_round, f.lower_skew).sub_(below)
+    return SimpleNamespace(u=u, along=along, side=side, below=below, upper=upper, lower=lower)
 
 # %% ../nbs/02_eyes.ipynb #cell-53
 def _iris(f, x, y, chord):
     "Log luminance of iris and pupil; `chord` is the distance from the optical axis, mm."
-    tone = (torch.cos(x*1.1 + f.texture_at)*torch.cos(y*1.3 - f.texture_at)).mul_(f.texture).add_(f.iris_tone)
-    tone.sub_(_bump(chord - f.iris, 2.4).mul_(f.limbus))
-    return tone.add_(_ramp(chord - f.pupil, -.8).mul_(f.pupil_tone - tone))
+    tone = f.iris_tone + f.texture*torch.cos(x*1.1 + f.texture_at)*torch.cos(y*1.3 - f.texture_at)
+    tone.addcmul_(_bump(chord - f.iris, 2.4), f.limbus, value=-1)
+    return tone.addcmul_(_ramp(chord - f.pupil, -.8), f.pupil_tone - tone)
 
-def _eyeball(f, lids, optical, x, y, X, r2):
+def _eyeball(f, lids, optical, x, y, flat, r2):
     "Log luminance of the eyeball; `optical` is the optical axis, three (n, 1, 1)."
-    z = r2.mul(-1/f.eyeball**2).add_(1).clamp_(min=0).sqrt_()
+    z = (r2*(-1/f.eyeball**2)).add_(1).clamp_(min=0).sqrt_()
     cos = z.mul_(-optical[2]).add_(x*(optical[0]/f.eyeball)).add_(y*(optical[1]/f.eyeball))
-    chord = cos.neg_().add_(1).mul_(2).clamp_(min=1e-6).sqrt_().mul_(f.eyeball)
-    tone = r2.sqrt().mul_(-.02).add_(f.sclera + .1).add_(X*(f.light_x/9))
-    tone.add_(_ramp(chord - f.iris, -.9).mul_(_iris(f, x, y, chord) - tone))
-    tone.sub_(lids.upper.clamp(min=0).add_(.8).reciprocal_().mul_(f.occlusion))
-    tone.sub_(lids.lower.clamp(min=0).add_(.8).reciprocal_().mul_(.25*f.occlusion))
-    return tone.sub_((1 - lids.along).square_())
+    chord = cos.neg_().add_(1).clamp_(min=1e-6).mul_(2*f.eyeball**2).sqrt_()
+    tone = r2.sqrt().mul_(-.02).add_(flat[0]*(f.light_x/9) + f.sclera + .1)
+    tone.sub_((1 - lids.along).square_())                                 # darker in the corners
+    tone.addcmul_(_ramp(chord - f.iris, -.9), _iris(f, x, y, chord).sub_(tone))
+    tone.addcmul_(lids.upper.clamp(min=0).add_(.8).reciprocal_(), f.occlusion, value=-1)
+    return tone.addcmul_(lids.lower.clamp(min=0).add_(.8).reciprocal_(), f.occlusion, value=-.25)
 
 # %% ../nbs/02_eyes.ipynb #cell-55
-def _skin(f, lids, X, Y, iris):
-    "Log luminance of the skin, (n, 36, 60)."
-    tone = X.mul(f.light_x/15).add_(Y*(f.light_y/10)).add_(f.skin)
-    tone.sub_(_bump(X + 17, 13.).mul_(_bump(Y + 2, 13.)).mul_(f.nose))
-    tone.sub_(_bump(X - 18, 12.).mul_(_bump(Y + 1, 18.)).mul_(f.outer))
-    tone.sub_(_bump(X, 26.).mul_(_bump(Y - .5, 13.)).mul_(f.socket))
-    tone.add_(_bump(Y - 13, 11.).mul_(_bump(X - 1, 24.)).mul_(f.cheek))
-    tone.sub_(_ramp(Y - X*f.brow_tilt - f.brow_at, -4.).mul_(1.8*f.brow.clamp(min=0)))
-    between = _ramp(lids.along + .3, .8)                                 # folds end beyond the corners
-    tone.sub_(_bump(lids.lower + f.bag_at, 1.8).mul_(f.bag).mul_(between))
+def _relief(f, X, Y):
+    "Log luminance of the face without its lids, in the sloping light; X (n, 1, 60) and Y (n, 36, 1) on the flat face."
+    tone = X*(f.light_x/15) + (Y*(f.light_y/10) + f.skin)
+    tone.addcmul_(_bump(X + 17, 13.)*f.nose, _bump(Y + 2, 13.), value=-1)
+    tone.addcmul_(_bump(X - 18, 12.)*f.outer, _bump(Y + 1, 18.), value=-1)
+    tone.addcmul_(_bump(X, 26.)*f.socket, _bump(Y - .5, 13.), value=-1)
+    tone.addcmul_(_bump(X - 1, 24.)*f.cheek, _bump(Y - 13, 11.))
+    return tone.addcmul_(_ramp((Y - f.brow_at) - X*f.brow_tilt, -4.), f.brow.clamp(min=0), value=-1.8)
+
+def _folds(f, lids, iris):
+    "What crease, fold and furrow add to the log luminance of the skin."
     gap = f.crease_gap + .25*iris[1]
-    crease = _arch(lids.u.add(.06).mul_(.87), gap.clamp(min=.6), 0, 0).add_(lids.upper)
-    fold = _bump(crease + 2.4, 2.8).mul_(f.fold).sub_(_bump(crease, 1.25).mul_(_ramp(lids.side, -1.).mul_(.5).add_(.6)).mul_(f.crease))
-    return tone.add_(fold.mul_(between)).add_(_bump(lids.upper + .5*gap, 1.6).mul_(.4*f.fold))
+    crease = _arch((lids.u - .94).mul_(lids.u + .06).mul_(-3.8), lids.side, gap.clamp(min=.6), 0, 0).add_(lids.upper)
+    tone = _bump(crease + 2.4, 2.8).mul_(f.fold)
+    tone.addcmul_(_bump(crease, 1.25), _ramp(lids.side, -1.).mul_(.5).add_(.6).mul_(f.crease), value=-1)
+    tone.addcmul_(_bump(lids.lower + f.bag_at, 1.8), f.bag, value=-1)
+    tone.mul_(_ramp(lids.along + .3, .8))                                # folds end beyond the corners
+    return tone.addcmul_(_bump(lids.upper + .5*gap, 1.6), f.fold, value=.4)
 
 def _lashes(f, lids, X):
-    "How much the lashes and the lines at the corners darken, log luminance."
-    along = lids.along
-    hair = torch.cos(X*2.6 + f.lash_at).mul_(.25).add_(1).mul_(_ramp(lids.side, 1.2).mul_(.6).add_(.7))
-    dark = _bump(lids.upper - .1, 1.5).mul_(hair).mul_(_ramp(along + .05, .25)).mul_(f.lash)
-    dark.add_(_bump(lids.lower + .3, 1.3).mul_(_ramp(lids.side - .1, 1.)).mul_(_ramp(along, .2)).mul_(f.lower_lash))
-    dark.add_(_bump(lids.below - 6*lids.u + 6, 1.6).mul_(_bump(lids.u - 1.02, .12)).mul_(f.tail))
-    return dark.add_(_bump(lids.below, 1.2).mul_(_bump(lids.u, .1)).mul_(f.tail))
+    "How much the lashes and the lines at the corners darken, log luminance; X (n, 1, 60)."
+    hair = _ramp(lids.side, 1.2).mul_(.6).add_(.7).mul_((torch.cos(X*2.6 + f.lash_at)*.25 + 1)*f.lash)
+    dark = _bump(lids.upper - .1, 1.5).mul_(hair).mul_(_ramp(lids.along + .05, .25))
+    lower = _ramp(lids.side - .1, 1.).mul_(_ramp(lids.along, .2)).mul_(f.lower_lash)
+    dark.addcmul_(_bump(lids.lower + .3, 1.3), lower)
+    dark.addcmul_(_bump((lids.u*-6).add_(lids.below).add_(6), 1.6), _bump(lids.u - 1.02, .12).mul_(f.tail))
+    return dark.addcmul_(_bump(lids.below, 1.2), _bump(lids.u, .1).mul_(f.tail))
 
 # %% ../nbs/02_eyes.ipynb #cell-57
 def _shading(f, x, y, X, Y):
-    "Log luminance of the illumination beyond its slope."
-    tone = (torch.cos(x*.14 + f.shade_at)*torch.cos(y*.21 + 2*f.shade_at)).mul_(f.shade)
-    edge = X*f.edge_angle.cos() + Y*f.edge_angle.sin() - f.edge_at
-    tone.sub_(_ramp(edge, 5.).mul_(1.5*f.edge.clamp(min=0)))
-    return tone
+    "Log luminance of the illumination beyond its slope; x and X (n, 1, 60), y and Y (n, 36, 1)."
+    tone = (torch.cos(x*.14 + f.shade_at)*f.shade)*torch.cos(y*.21 + 2*f.shade_at)
+    edge = X*f.edge_angle.cos() + (Y*f.edge_angle.sin() - f.edge_at)
+    return tone.addcmul_(_ramp(edge, 5.), f.edge.clamp(min=0), value=-1.5)
 
 def _glints(f, optical, x, y):
     "Luminance of the mirror images on the cornea."
@@ -392,20 +399,21 @@ def _scene(factors, gaze, pose):
     x, y = _camera_plane(f, head)
     r2 = x*x + y*y
     X, Y = _face_plane(f, head, x, y, r2)
+    flat = _flat_face(head, x, y)
     iris = [c[:, None, None]*f.eyeball for c in (head.mT @ optical[..., None])[:, :2, 0].unbind(1)]
     axis = [c[:, None, None] for c in optical.unbind(1)]
-    return SimpleNamespace(f=f, x=x, y=y, r2=r2, X=X, Y=Y, iris=iris, axis=axis, lids=_lids(f, X, Y, iris))
+    return SimpleNamespace(f=f, x=x, y=y, r2=r2, iris=iris, axis=axis, flat=flat, lids=_lids(f, X, Y, iris))
 
 def _render_block(factors, gaze, pose, noise):
     "Patches (n, 36, 60) uint8 of one block."
     s = _scene(factors, gaze, pose)
     f, lids = s.f, s.lids
     open_ = _ramp(torch.minimum(lids.upper, lids.lower), .9)
-    tone = _skin(f, lids, s.X, s.Y, s.iris)
-    tone.add_((_eyeball(f, lids, s.axis, s.x, s.y, s.X, s.r2) - tone).mul_(open_))
-    tone.sub_(_lashes(f, lids, s.X)).add_(_shading(f, s.x, s.y, s.X, s.Y))
+    tone = _relief(f, *s.flat).add_(_folds(f, lids, s.iris))
+    tone.addcmul_(_eyeball(f, lids, s.axis, s.x, s.y, s.flat, s.r2).sub_(tone), open_)
+    tone.sub_(_lashes(f, lids, s.flat[0])).add_(_shading(f, s.x, s.y, *s.flat))
     cloud = F.interpolate(noise[:, None, :12, :20], size=EYE_SHAPE, mode='bilinear')[:, 0]
-    light = tone.add_(cloud*f.mottle).exp_().add_(cloud.add_(4).mul_(f.flare.clamp(min=0)))
+    light = tone.addcmul_(cloud, f.mottle).exp_().addcmul_(cloud.add_(4), f.flare.clamp(min=0))
     return equalise(_camera(f, light.add_(_glints(f, s.axis, s.x, s.y).mul_(open_)), noise))
 
 _REST, *_KAPPA = (list(FACTORS).index(n) for n in ('rest_pitch', 'kappa_pitch', 'kappa_yaw'))
@@ -440,7 +448,7 @@ def procedural_eyes(seed:int=0,           # which population
     bar.close()
     return Examples(*(torch.cat(t) for t in zip(*out)))
 
-# %% ../nbs/02_eyes.ipynb #cell-79
+# %% ../nbs/02_eyes.ipynb #cell-86
 MPII_PEOPLE, MPII_PER_SIDE = 15, 1500
 _NORMALISED, _LISTS = Path('Data/Normalized'), Path('Evaluation Subset/sample list for eye image')
 
@@ -466,11 +474,12 @@ def _read_day(path):
     if not path.exists(): raise FileNotFoundError(f'{path} is missing; the person\'s list names images of that day')
     try: mat = scipy.io.loadmat(path, squeeze_me=True, struct_as_record=False)
     except Exception as e: raise ValueError(f'{path} is damaged ({type(e).__name__}: {e}); expected a whole MATLAB 5 file. Fetch it again.') from e
-    if missing := {'data', 'filenames'} - mat.keys(): raise ValueError(f'{path} lacks {sorted(missing)}; expected `data` and `filenames`')
+    missing = {'data', 'filenames'} - mat.keys()
+    if missing: raise ValueError(f'{path} lacks {sorted(missing)}; expected `data` and `filenames`')
     names = [str(n).strip() for n in np.atleast_1d(mat['filenames'])]
     return {s: _side(mat['data'], s, len(names), path) for s in ('left', 'right')}, {n: i for i, n in enumerate(names)}
 
-# %% ../nbs/02_eyes.ipynb #cell-83
+# %% ../nbs/02_eyes.ipynb #cell-90
 def _read_list(path, strict):
     "A person's evaluation list: (day, file name, side) per line."
     rows = []
@@ -478,43 +487,51 @@ def _read_list(path, strict):
         day, _, rest = line.strip().partition('/')
         name, _, side = rest.rpartition(' ')
         if not line.strip(): continue
-        if not (day and name.strip()) or side not in ('left', 'right'): raise ValueError(f'{path}, line {i}: {line!r}; expected "dayYY/NNNN.jpg left" or "... right"')
+        if not (day and name.strip()) or side not in ('left', 'right'):
+            raise ValueError(f'{path}, line {i}: {line!r}; expected "dayYY/NNNN.jpg left" or "... right"')
         rows.append((day, name.strip(), side))
     counts = {s: sum(r[2] == s for r in rows) for s in ('left', 'right')}
     if strict and set(counts.values()) != {MPII_PER_SIDE}:
-        raise ValueError(f'{path} names {counts["left"]} left and {counts["right"]} right eyes of {path.stem}; expected {MPII_PER_SIDE} of each (strict=False reads what is there)')
+        raise ValueError(f'{path} names {counts["left"]} left and {counts["right"]} right eyes of {path.stem}; '
+                         f'expected {MPII_PER_SIDE} of each (strict=False reads what is there)')
     if not rows: raise ValueError(f'{path} is empty; expected lines such as "day01/0005.jpg left"')
     return rows
 
 def _lists(root, strict):
     "The evaluation lists by person number. Raises where the folder is not MPIIGaze or a person is missing."
-    if not root.is_dir(): raise FileNotFoundError(f'data_dir is {root}: no such folder; expected MPIIGaze, which holds "{_NORMALISED}" and "{_LISTS}"')
+    if not root.is_dir():
+        raise FileNotFoundError(f'data_dir is {root}: no such folder; expected MPIIGaze, which holds "{_NORMALISED}" and "{_LISTS}"')
     for part in _NORMALISED, _LISTS:
         if not (root/part).is_dir():
-            raise FileNotFoundError(f'{root} has no "{part}"; expected the folder MPIIGaze. It holds: {sorted(p.name for p in root.iterdir())[:8] or "nothing"}')
+            held = sorted(p.name for p in root.iterdir())[:8]
+            raise FileNotFoundError(f'{root} has no "{part}"; expected the folder MPIIGaze. It holds: {held or "nothing"}')
     found = {int(p.stem[1:]): p for p in sorted((root/_LISTS).glob('p[0-9][0-9].txt'))}
     missing = [f'p{k:02}' for k in range(MPII_PEOPLE) if k not in found]
-    if not found or strict and missing: raise FileNotFoundError(f'{root/_LISTS} lacks the lists of {", ".join(missing)}; expected p00.txt to p14.txt (strict=False reads what is there)')
+    if not found or strict and missing:
+        raise FileNotFoundError(f'{root/_LISTS} lacks the lists of {", ".join(missing)}; '
+                                'expected p00.txt to p14.txt (strict=False reads what is there)')
     return {k: (p, _read_list(p, strict)) for k, p in found.items()}
 
-# %% ../nbs/02_eyes.ipynb #cell-84
+# %% ../nbs/02_eyes.ipynb #cell-91
 def _read_person(folder, listing, rows):
     "The eyes that one list names, in its order, right ones mirrored: x (n, 36, 60), gaze and pose (n, 2)."
     days = {day: _read_day(folder/f'{day}.mat') for day in dict.fromkeys(r[0] for r in rows)}
     picked = []
     for day, name, side in rows:
         sides, where = days[day]
-        if name not in where: raise ValueError(f'{listing} names {day}/{name}; {folder/day}.mat has {len(where)} images, and not that one')
+        if name not in where:
+            raise ValueError(f'{listing} names {day}/{name}; {folder/day}.mat has {len(where)} images, and not that one')
         picked.append([sides[side][k][where[name]] for k in ('image', 'gaze', 'pose')])
     image, gaze, pose = (torch.from_numpy(np.stack(t)) for t in zip(*picked))
     fine = gaze.isfinite().all(1) & pose.isfinite().all(1) & ((gaze.norm(dim=1) - 1).abs() < .1)
     for i in (~fine).nonzero().flatten().tolist():
-        raise ValueError(f'{folder}, {" ".join(rows[i])}: gaze {gaze[i].tolist()}, pose {pose[i].tolist()}; expected a unit vector and a finite Rodrigues vector')
+        raise ValueError(f'{folder}, {" ".join(rows[i])}: gaze {gaze[i].tolist()}, pose {pose[i].tolist()}; '
+                         'expected a unit vector and a finite Rodrigues vector')
     eyes = image, vector_to_angles(gaze), head_pose_angles(pose)
     right = torch.tensor([side == 'right' for *_, side in rows])
     return [torch.where(right.view(-1, *[1]*(e.ndim - 1)), m, e) for e, m in zip(eyes, mirror(*eyes))]
 
-# %% ../nbs/02_eyes.ipynb #cell-86
+# %% ../nbs/02_eyes.ipynb #cell-93
 def _fingerprint(root, strict):
     "Name of what `root` holds, for the cache."
     h = hashlib.sha256(f'mpiigaze 1 {strict}'.encode())
@@ -537,7 +554,7 @@ def _examples(a):
     t = {k: torch.from_numpy(v) for k, v in a.items()}
     return Examples(t['image'][:, None], t['gaze'].float(), t['pose'].float(), t['person'].long())
 
-# %% ../nbs/02_eyes.ipynb #cell-87
+# %% ../nbs/02_eyes.ipynb #cell-94
 def read_mpiigaze(data_dir,          # the folder MPIIGaze, which holds `Data` and `Evaluation Subset`
                   strict:bool=True,  # False: accept missing people and short lists
                  )->Examples:        # x (n, 1, 36, 60), y gaze (n, 2), extra head pose (n, 2), group person (n,); n is 45,000
@@ -547,7 +564,7 @@ def read_mpiigaze(data_dir,          # the folder MPIIGaze, which holds `Data` a
     lists = _lists(root, strict)
     return _examples(cached_arrays(_fingerprint(root, strict), lambda: _read_everyone(root, lists)))
 
-# %% ../nbs/02_eyes.ipynb #cell-91
+# %% ../nbs/02_eyes.ipynb #cell-98
 def _npz_arrays(path):
     "The four arrays. Raises ValueError where the file is damaged or one is missing."
     try:
@@ -568,9 +585,11 @@ def _check_npz(path, image, gaze, pose, person, **_):
         if not fine: raise ValueError(f'{path}: {name} is {a.dtype} {a.shape}; expected {expected}')
     for name, a in dict(gaze=gaze, pose=pose).items():
         bad = ~(np.isfinite(a) & (np.abs(a) <= [math.pi/2, math.pi])).all(1)
-        if bad.any(): raise ValueError(f'{path}: {name}[{bad.argmax()}] is {a[bad.argmax()].tolist()} ({bad.sum()} such rows); expected finite radians, |pitch| <= pi/2, |yaw| <= pi')
+        if bad.any():
+            raise ValueError(f'{path}: {name}[{bad.argmax()}] is {a[bad.argmax()].tolist()} ({bad.sum()} such rows); '
+                             'expected finite radians, |pitch| <= pi/2, |yaw| <= pi')
 
-# %% ../nbs/02_eyes.ipynb #cell-92
+# %% ../nbs/02_eyes.ipynb #cell-99
 def resize_eyes(image:Tensor, # (n, h, w) uint8
                )->Tensor:     # (n, 36, 60) uint8
     "Bilinear, with antialiasing where it shrinks; a patch of the right size is returned as it is."
@@ -586,7 +605,7 @@ def read_eye_npz(path,        # file with image, gaze, pose, person
     a = _npz_arrays(path)
     _check_npz(path, **a)
     a['image'] = resize_eyes(torch.from_numpy(a['image'])).numpy()
-    return _examples({k: a[k] if k == 'image' else a[k].astype(np.int64 if k == 'person' else np.float32) for k in ('image', 'gaze', 'pose', 'person')})
+    return _examples({k: a[k] for k in ('image', 'gaze', 'pose')} | {'person': a['person'].astype(np.int64)})
 
 def load_eyes(path,              # the folder MPIIGaze, or an .npz file
               strict:bool=True,  # for the folder: False accepts missing people and short lists
@@ -595,9 +614,10 @@ def load_eyes(path,              # the folder MPIIGaze, or an .npz file
     path = Path(path)
     if path.is_dir(): return read_mpiigaze(path, strict)
     if path.suffix == '.npz': return read_eye_npz(path)
-    raise FileNotFoundError(f'data_dir is {path}: {"a file" if path.exists() else "it does not exist"}; allowed: the folder MPIIGaze or an .npz file with image, gaze, pose, person')
+    raise FileNotFoundError(f'data_dir is {path}: {"a file" if path.exists() else "it does not exist"}; '
+                            'allowed: the folder MPIIGaze or an .npz file with image, gaze, pose, person')
 
-# %% ../nbs/02_eyes.ipynb #cell-96
+# %% ../nbs/02_eyes.ipynb #cell-103
 def held_out_people(group:Tensor, # (n,) person of each eye
                     seed:int,     # the draw
                     n:int=3,      # how many people to hold out
@@ -608,7 +628,7 @@ def held_out_people(group:Tensor, # (n,) person of each eye
     held = sorted(rng(seed, 'eyes/held-out').choice(people, n, replace=False).tolist())
     return held, torch.isin(group, torch.tensor(held, device=group.device))
 
-# %% ../nbs/02_eyes.ipynb #cell-100
+# %% ../nbs/02_eyes.ipynb #cell-107
 @lru_cache(maxsize=2)
 def eyes_of(source:str,      # 'procedural' or 'mpiigaze'
             data_dir:str,    # of a real set
@@ -622,7 +642,7 @@ def eyes_of(source:str,      # 'procedural' or 'mpiigaze'
     own = [(k, np.flatnonzero(ex.group.numpy() == k)) for k in ex.group.unique().tolist()]
     return ex.take(torch.from_numpy(np.concatenate([np.sort(rng(0, 'eyes/subset', k).permutation(rows)[:per_person]) for k, rows in own])))
 
-# %% ../nbs/02_eyes.ipynb #cell-101
+# %% ../nbs/02_eyes.ipynb #cell-108
 @dataclass(frozen=True)
 class EyeData(Config):
     "Eyes to learn gaze from, split by person."
@@ -645,7 +665,7 @@ class EyeData(Config):
         "Mean angular error in degrees, and the family's loss on the labels."
         return dict(error_deg=angular_error(family.mean(out), val.y).mean().item(), val_loss=family.nll(out, val.y).item())
 
-# %% ../nbs/02_eyes.ipynb #cell-102
+# %% ../nbs/02_eyes.ipynb #cell-109
 def eye_data(source:str,            # 'procedural' or 'mpiigaze'
              data_dir:str,          # of a real set: MPIIGaze's folder, or an .npz
              **kw,                  # fields of EyeData

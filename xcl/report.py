@@ -8,7 +8,6 @@ __all__ = ['GREY', 'COLOURS', 'PAPER_GAZE', 'set_style', 'record', 'spread', 'ga
            'report_folder', 'seeds_name', 'caption', 'show_table', 'show_figure']
 
 # %% ../nbs/09_report.ipynb #cell-2
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,7 +30,8 @@ COLOURS = dict(zip(('ERM, point', 'ERM', 'MixUp', 'KD', 'XCL-Mix', 'XCL-GAN', 'C
 
 def set_style()->None:
     "seaborn's white grid, small fonts, crisp figures."
-    sns.set_theme(context='paper', style='whitegrid', palette='colorblind', rc={'figure.dpi': 110, 'savefig.dpi': 160, 'axes.titlesize': 10})
+    rc = {'figure.dpi': 110, 'savefig.dpi': 140, 'axes.titlesize': 10}
+    sns.set_theme(context='paper', style='whitegrid', palette='colorblind', rc=rc)
 
 # %% ../nbs/09_report.ipynb #cell-8
 PAPER_GAZE = dict(reduction_vs_erm=16.)   # per cent, abstract
@@ -65,9 +65,10 @@ def gap_table(records:pd.DataFrame,      # long frame of one section
     return table.rename_axis('method')
 
 def gap_reduction(gap:pd.Series, gap_kd:pd.Series)->str:
-    "100 (1 - mean gap / mean gap of KD), where KD leaves a gap; 'no gap' where KD is as good as its teacher."
+    "100 (1 - mean gap / mean gap of KD); 'no clear gap' where KD's is not above 0 by its spread over seeds: a ratio to noise is noise."
     if gap.isna().all() or gap_kd.isna().all(): return '-'
-    return f'{100*(1 - gap.mean()/gap_kd.mean()):.0f}' if gap_kd.mean() > 0 else 'no gap'
+    noise = gap_kd.std() if len(gap_kd) > 1 else 0
+    return f'{100*(1 - gap.mean()/gap_kd.mean()):.0f}' if gap_kd.mean() > noise else 'no clear gap'
 
 # %% ../nbs/09_report.ipynb #cell-16
 def calibration(family,       # with .mean(out) and .std(out)
@@ -77,8 +78,8 @@ def calibration(family,       # with .mean(out) and .std(out)
                )->pd.DataFrame:
     "Per bin: mean predicted sigma and root-mean-square error per axis, both in degrees; `ratio` over all in attrs."
     sigma, square = family.std(out), (family.mean(out) - y).square().mean(1)
-    chunks = [(sigma[i], square[i]) for i in sigma.argsort().tensor_split(bins)]
-    frame = pd.DataFrame([dict(sigma_deg=np.rad2deg(s.square().mean().sqrt().item()), rmse_deg=np.rad2deg(q.mean().sqrt().item())) for s, q in chunks])
+    groups = sigma.argsort().tensor_split(bins)
+    frame = pd.DataFrame([dict(sigma_deg=sigma[i].square().mean().sqrt().item(), rmse_deg=square[i].mean().sqrt().item()) for i in groups]).map(np.rad2deg)
     frame.attrs['ratio'] = (square/sigma.square()).mean().item()
     return frame
 
@@ -90,8 +91,9 @@ def plot_calibration(frames:dict,  # method -> list of `calibration` frames, one
     for name, seeds in frames.items():
         f = sum(s[['sigma_deg', 'rmse_deg']] for s in seeds)/len(seeds)
         ax.plot(f.sigma_deg, f.rmse_deg, 'o-', ms=3, color=COLOURS[name], label=f'{name}: {np.mean([s.attrs["ratio"] for s in seeds]):.2f}')
-    lim = ax.get_xlim()[0], max(ax.get_xlim()[1], ax.get_ylim()[1])
+    lim = 0, 1.05*max(ax.get_xlim()[1], ax.get_ylim()[1])
     ax.plot(lim, lim, ls=':', color=GREY)
+    ax.set(xlim=lim, ylim=lim, aspect='equal')
     ax.set(xlabel='predicted sigma (degrees)', ylabel='actual error, rms per axis (degrees)')
     ax.legend(title='miss² / variance', fontsize=7, title_fontsize=7)
 
@@ -100,7 +102,8 @@ def plot_curves(curves:pd.DataFrame,  # columns method, seed, epoch, error_deg
                 ax,
                )->None:
     "Validation error over epochs; line: mean over seeds, band: one standard deviation."
-    sns.lineplot(curves, x='epoch', y='error_deg', hue='method', palette=COLOURS, errorbar='sd' if curves.seed.nunique() > 1 else None, ax=ax)
+    band = 'sd' if curves.seed.nunique() > 1 else None
+    sns.lineplot(curves, x='epoch', y='error_deg', hue='method', palette=COLOURS, errorbar=band, marker='o', ms=3, mew=0, ax=ax)
     ax.set(xlabel='epoch', ylabel='validation error (degrees)')
     ax.legend(title=None, fontsize=7)
 
@@ -112,25 +115,30 @@ def plot_errors(records:pd.DataFrame,  # long frame
     "One dot per seed, joined across methods because a seed shares its held-out people; bar: the mean."
     frame = records[(records.metric == metric) & records.method.isin(rows)]
     order = [m for m in rows if m in set(frame.method)]
-    sns.barplot(frame, x='value', y='method', hue='method', order=order, hue_order=order, palette=COLOURS, alpha=.55, errorbar=None, legend=False, ax=ax)
+    means = frame.groupby('method').value.mean()[order]
+    ax.barh(order, means, color=[COLOURS[m] for m in order], alpha=.55)
+    ax.invert_yaxis()
     for _, s in frame.groupby('seed'):
         s = s.set_index('method').loc[order]
         ax.plot(s.value, range(len(order)), 'o-', color=GREY, ms=3, lw=.7)
+    ax.grid(axis='y', visible=False)
     ax.set(xlabel='validation error (degrees)', ylabel='')
 
 # %% ../nbs/09_report.ipynb #cell-22
 def errors_by_person(predictions:dict,  # method -> list of (out, y, group, family), one per seed
                     )->pd.DataFrame:    # columns method, person, error_deg
     "Mean angular error of each held-out person; a person held out by several seeds appears once for each."
-    return pd.DataFrame([dict(method=m, person=f'p{k:02d}', error_deg=angular_error(family.mean(out[group == k]), y[group == k]).mean().item())
-                         for m, seeds in predictions.items() for out, y, group, family in seeds for k in sorted(set(group.tolist()))])
+    def error(out, y, group, family, k): return angular_error(family.mean(out[group == k]), y[group == k]).mean().item()
+    return pd.DataFrame([dict(method=m, person=f'p{k:02d}', error_deg=error(*seed, k))
+                         for m, seeds in predictions.items() for seed in seeds for k in sorted(set(seed[2].tolist()))])
 
 def plot_persons(frame:pd.DataFrame, ax)->None:
     "Error by held-out person, hardest first."
     order = frame.groupby('person').error_deg.mean().sort_values(ascending=False).index
-    sns.pointplot(frame, x='person', y='error_deg', hue='method', order=order, palette=COLOURS, dodge=.5, linestyle='none', markersize=4, errorbar=None, ax=ax)
+    sns.stripplot(frame, x='person', y='error_deg', hue='method', order=order, palette=COLOURS, dodge=True, jitter=False, size=5, ax=ax)
     ax.set(xlabel='held-out person', ylabel='validation error (degrees)')
-    ax.legend(title=None, fontsize=7)
+    for i in range(1, len(order)): ax.axvline(i - .5, color=GREY, lw=.5)
+    ax.legend(title=None, fontsize=7, loc='upper left', bbox_to_anchor=(1, 1))
 
 # %% ../nbs/09_report.ipynb #cell-24
 def plot_mixing(f,              # called with (x, pose), gives (b, 3)
@@ -140,7 +148,7 @@ def plot_mixing(f,              # called with (x, pose), gives (b, 3)
                ):               # a figure
     "Blends of two eyes, titled with lam and the predicted sigma in degrees."
     lam = torch.linspace(0, 1, steps)
-    x, pose, gaze = (torch.stack([l*t[0] + (1 - l)*t[1] for l in lam]) for t in (*inputs(pair), pair.y))
+    x, pose, gaze = (torch.stack([w*t[0] + (1 - w)*t[1] for w in lam]) for t in (*inputs(pair), pair.y))
     out = f(x, pose)
     fig, axs = plt.subplots(1, steps, figsize=(1.5*steps, 1.5))
     for i, ax in enumerate(axs):
@@ -168,13 +176,15 @@ def caption(what:str,           # what is shown, with its unit
             P:SimpleNamespace,  # checked parameters: preset, budget, dataset, seeds ...
             data:str,           # what the data is, in words
             provenance:list,    # of the runs
+            seeds:list=None,    # shown; default: all of P.seeds
            )->str:
     "What made a table or figure."
     commits = sorted({p['commit'] + (' with local changes' if p['dirty'] else '') for p in provenance})
     smoke = 'SMOKE - not a result. ' if P.preset == 'smoke' else ''
-    n = len(P.seeds)
-    return (f'{smoke}{what}. {"Mean ± standard deviation (n) over seeds" if n > 1 else "Seed"} {", ".join(map(str, P.seeds))}. Preset {P.preset}, '
-            f'budget {P.budget:g} of the recipe, {P.members} teacher member{"s" if P.members > 1 else ""}, {P.precision}. Data: {data}. Commit {", ".join(commits)}.')
+    seeds = seeds or P.seeds
+    of = f'{"Mean ± standard deviation (n) over seeds" if len(seeds) > 1 else "Seed"} {", ".join(map(str, seeds))}'
+    size = f'preset {P.preset}, budget {P.budget:g} of the recipe, {P.members} network{"s" if P.members > 1 else ""} in the teacher, {P.precision}'
+    return f'{smoke}{what}. {of}; {size}. Data: {data}. Commit {", ".join(commits)}.'
 
 # %% ../nbs/09_report.ipynb #cell-29
 def show_table(table:pd.DataFrame, text:str, path:Path)->None:

@@ -317,7 +317,8 @@ def checked(ns:dict,       # the notebook's `globals()`, straight after its para
            )->SimpleNamespace: # every parameter, checked and filled in
     "The notebook's parameters. Raises ParameterError naming the parameter and what is allowed."
     declared = _declared(ns)
-    if bad := _unknown(ns, declared): raise ParameterError(f'unknown parameter {", ".join(map(repr, bad))}; allowed: {", ".join(declared)}')
+    bad = [n for n in _unknown(ns, declared) if ns[n] is not presets]
+    if bad: raise ParameterError(f'unknown parameter {", ".join(map(repr, bad))}; allowed: {", ".join(declared)}')
     P = {}
     for name, kind in declared.items():
         try: P[name] = _fits(ns[name], kind)

@@ -41,7 +41,7 @@ def predict(f:Callable,       # called with (x,) or (x, extra), on the examples'
     "Outputs of `f` for all examples, in order."
     return torch.cat([f(*inputs(ex.take(slice(i, i + batch)))).float() for i in range(0, len(ex), batch)])
 
-# %% ../nbs/05_teachers.ipynb #cell-15
+# %% ../nbs/05_teachers.ipynb #cell-14
 class Teacher:
     "An ensemble as one distribution: call it with the student's inputs. Raises ValueError without members."
     def __init__(self,

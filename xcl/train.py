@@ -245,7 +245,8 @@ def gaze_teachers(data:Config,   # EyeData
                   precision:str='fp32',
                  )->tuple:       # of Train
     "The ensemble of section A.1."
-    return tuple(Train('preact_resnet', Gaussian(), data, METHODS['MixUp'], GAZE_TEACHER.scaled(budget), 1000*seed + m, precision=precision) for m in range(1, members + 1))
+    return tuple(Train('preact_resnet', Gaussian(), data, METHODS['MixUp'], GAZE_TEACHER.scaled(budget), 1000*seed + m, precision=precision)
+                 for m in range(1, members + 1))
 
 def gaze_students(data:Config, seed:int, budget:float, teachers:tuple, precision:str='fp32')->dict: # name -> Train
     "The students of section A.1: ERM as a point estimate, and four methods with uncertainty."
