@@ -10,7 +10,13 @@ import termios
 import pytest
 from jupyter_client.manager import start_new_kernel
 
-BAR = 'from xcl.runs import progress\nwith progress(3, desc="counting") as bar:\n    shown = not bar.disable\n    for _ in range(3): bar.update()\nprint(shown)'
+BAR = """
+from xcl.runs import progress
+with progress(3, desc='counting') as bar:
+    shown = not bar.disable
+    for _ in range(3): bar.update()
+print(shown)
+"""
 
 
 @pytest.fixture(scope='module')

@@ -27,7 +27,7 @@ from xcl.train import GAZE_STUDENT, GAZE_TEACHER, METHODS, Loop, Train, gaze_stu
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted((ROOT/'xcl').rglob('*.py'))
 SERVER = multiprocessing.get_context('forkserver')
-SERVER.set_forkserver_preload(['xcl.train', 'xcl.eyes'])
+SERVER.set_forkserver_preload(['xcl.train', 'xcl.eyes', 'torch._dynamo'])   # the last: 900 modules that a first optimiser imports
 OF_THE_MACHINE = ('provenance.json', 'holder.json', 'lock')   # files that may differ between two runs of one config
 
 DATA = EyeData('procedural', split=1, people=3, held_out=1, per_person=32)   # 64 eyes to train on, 32 to validate

@@ -6,7 +6,8 @@
 __all__ = ['Examples', 'inputs', 'digest', 'cached_arrays', 'data_home']
 
 # %% ../nbs/01_data.ipynb #cell-2
-import hashlib, os
+import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .runs import home, root, write_tensors, read_tensors
+from .runs import home, read_tensors, root, write_tensors
 
 # %% ../nbs/01_data.ipynb #cell-5
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .data import Examples, inputs
 from .eyes import angular_error, show_eyes
-from .runs import home, root, write_atomic
+from .runs import home, is_live, root, write_atomic
 
 # %% ../nbs/09_report.ipynb #cell-5
 GREY = '#6b6b6b'
@@ -79,7 +79,8 @@ def calibration(family,       # with .mean(out) and .std(out)
     "Per bin: mean predicted sigma and root-mean-square error per axis, both in degrees; `ratio` over all in attrs."
     sigma, square = family.std(out), (family.mean(out) - y).square().mean(1)
     groups = sigma.argsort().tensor_split(bins)
-    frame = pd.DataFrame([dict(sigma_deg=sigma[i].square().mean().sqrt().item(), rmse_deg=square[i].mean().sqrt().item()) for i in groups]).map(np.rad2deg)
+    rows = [dict(sigma_deg=sigma[i].square().mean().sqrt().item(), rmse_deg=square[i].mean().sqrt().item()) for i in groups]
+    frame = pd.DataFrame(rows).map(np.rad2deg)
     frame.attrs['ratio'] = (square/sigma.square()).mean().item()
     return frame
 
@@ -183,7 +184,8 @@ def caption(what:str,           # what is shown, with its unit
     smoke = 'SMOKE - not a result. ' if P.preset == 'smoke' else ''
     seeds = seeds or P.seeds
     of = f'{"Mean ± standard deviation (n) over seeds" if len(seeds) > 1 else "Seed"} {", ".join(map(str, seeds))}'
-    size = f'preset {P.preset}, budget {P.budget:g} of the recipe, {P.members} network{"s" if P.members > 1 else ""} in the teacher, {P.precision}'
+    networks = f'{P.members} network{"s" if P.members > 1 else ""} in the teacher'
+    size = f'preset {P.preset}, budget {P.budget:g} of the recipe, {networks}, {P.precision}'
     return f'{smoke}{what}. {of}; {size}. Data: {data}. Commit {", ".join(commits)}.'
 
 # %% ../nbs/09_report.ipynb #cell-29
@@ -192,8 +194,13 @@ def show_table(table:pd.DataFrame, text:str, path:Path)->None:
     write_atomic(path, (f'# {text}\n' + table.to_csv()).encode())
     display(HTML(f'<p>{text}</p>' + table.to_html()))
 
-def show_figure(fig, text:str, path:Path)->None:
-    "Write a figure as PNG, and show that file under its caption."
+def show_figure(fig, text:str, path:Path, private:bool=False)->None:
+    """Write a figure as PNG, and show that file under its caption. `private` is for images of a licensed data set: these stay below
+    `$XCL_HOME`, and are shown in a live front end only, never stored in a notebook."""
+    if private: path = home()/'figures'/path.name
+    path.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(path, bbox_inches='tight', metadata={'Description': text})
     plt.close(fig)
+    if private and not is_live():
+        return print(f'{text}\nNot stored here, because it shows images of a licensed data set: see $XCL_HOME/figures/{path.name}.')
     display(Image(path.read_bytes()), HTML(f'<p>{text}</p>'))

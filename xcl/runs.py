@@ -8,8 +8,15 @@ __all__ = ['place_key', 'rng', 'torch_rng', 'seeded', 'Config', 'write_atomic', 
            'progress', 'ParameterError', 'checked']
 
 # %% ../nbs/00_runs.ipynb #cell-2
-import contextlib, hashlib, json, os, platform, subprocess, sys, time
-from dataclasses import dataclass, fields, MISSING
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from types import SimpleNamespace, UnionType
 from typing import Union, get_args, get_origin
@@ -22,6 +29,7 @@ from IPython import get_ipython
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from tqdm.auto import tqdm
+
 import xcl
 
 # %% ../nbs/00_runs.ipynb #cell-5
