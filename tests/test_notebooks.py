@@ -136,7 +136,7 @@ SLIPS = {
     'a name that it does not have': (dict(sed=1), r"unknown parameter 'sed'; allowed: .*\bseed\b"),
     'a preset that does not exist': (dict(preset='papr'), r"preset is 'papr'; allowed: .*smoke.*demo.*paper"),
     'a string for a number': (dict(seed='x'), r"seed is 'x' .*allowed: int"),
-    'a value out of range': (dict(budget=700), r'budget is 700.*allowed: [\d.]+ to [\d.]+'),
+    'a value out of range': (dict(budget=7), r'budget is 7.*allowed: [\d.]+ to [\d.]+'),
 }
 
 

@@ -150,8 +150,10 @@ class Machine:
     def __post_init__(self):
         auto = 'cuda' if torch.cuda.is_available() else 'cpu'
         object.__setattr__(self, 'device', auto if self.device == 'auto' else self.device)
-        if self.device.startswith('cuda') and not torch.cuda.is_available():
-            raise ValueError(f'device is {self.device!r}, but PyTorch sees no CUDA device; allowed here: auto, cpu')
+        n = torch.cuda.device_count()
+        allowed = ['auto', 'cpu', *['cuda']*(n > 0), *(f'cuda:{i}' for i in range(n))]
+        if self.device not in allowed:
+            raise ValueError(f'device is {self.device!r}, PyTorch sees {n or "no"} CUDA device(s); allowed here: {", ".join(allowed)}')
 
 # %% ../nbs/00_runs.ipynb #cell-25
 def _git(*args):
@@ -177,7 +179,9 @@ class Run:
     def __repr__(self): return f'Run({self.folder.name}, {"finished" if self.done else "not finished"})'
     @property
     def done(self)->bool: return (self.folder/'result.json').exists()
-    def _json(self, name): return json.loads((self.folder/name).read_text())
+    def _json(self, name):
+        try: return json.loads((self.folder/name).read_text())
+        except ValueError as e: raise ValueError(f'{self.folder/name} is damaged ({e}). Remove {self.folder} to have the run made again.') from e
     @property
     def result(self)->dict: return self._json('result.json')
     @property
@@ -263,7 +267,9 @@ def ensure(cfg:RunConfig,         # what is wanted
           )->Run:                 # finished
     "The finished run of `cfg`: found, resumed or made; the runs inside its config first."
     run = Run(cfg, machine)
-    if run.done: return run
+    if run.done:
+        (run.folder/'checkpoint.safetensors').unlink(missing_ok=True)   # of a process killed between its last two instructions
+        return run
     for f in fields(cfg):
         for parent in nested_runs(getattr(cfg, f.name)): ensure(parent, machine)
     with locked(run):

@@ -36,9 +36,10 @@ def fast_layout(model:nn.Module)->nn.Module:
 @torch.no_grad()
 def predict(f:Callable,       # called with (x,) or (x, extra), on the examples' device
             ex:Examples,      # n examples
-            batch:int=512,    # examples at a time
+            batch:int=0,      # examples at a time; 0: 32 on a CPU, whose caches larger ones overflow, and 4096 elsewhere
            )->Tensor:         # (n, k) float32
     "Outputs of `f` for all examples, in order."
+    batch = batch or (32 if ex.x.device.type == 'cpu' else 4096)
     return torch.cat([f(*inputs(ex.take(slice(i, i + batch)))).float() for i in range(0, len(ex), batch)])
 
 # %% ../nbs/05_teachers.ipynb #cell-14
