@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['place_key', 'rng', 'torch_rng', 'seeded', 'Config', 'write_atomic', 'write_json', 'write_tensors', 'read_tensors',
-           'root', 'home', 'Machine', 'provenance', 'Run', 'RunConfig', 'nested_runs', 'locked', 'ensure', 'is_live',
-           'progress', 'ParameterError', 'checked']
+           'root', 'home', 'Machine', 'provenance', 'merged', 'Run', 'RunConfig', 'nested_runs', 'locked', 'ensure',
+           'is_live', 'progress', 'ParameterError', 'checked']
 
 # %% ../nbs/00_runs.ipynb #cell-2
 import contextlib
@@ -168,13 +168,20 @@ def provenance(device:str='cpu')->dict:
                 xcl=xcl.__version__, python=platform.python_version(), torch=torch.__version__, numpy=np.__version__,
                 device=f'{device} ({name})', threads=torch.get_num_threads())
 
-# %% ../nbs/00_runs.ipynb #cell-29
+# %% ../nbs/00_runs.ipynb #cell-26
+def merged(before:dict|None, now:dict|None)->dict|None:
+    "Provenance of a run that several processes worked on: what they do not share is listed, joined by ' + '."
+    if before is None or now is None: return before or now
+    def both(a, b): return a or b if isinstance(a, bool) else a if str(b) in str(a).split(' + ') else f'{a} + {b}'
+    return {k: both(before[k], now[k]) for k in now}
+
+# %% ../nbs/00_runs.ipynb #cell-30
 class Run:
     "One run's folder. `make` methods of configs write through it; tables read from it."
     def __init__(self, cfg, machine:Machine=None):
         self.cfg, self.machine = cfg, machine or Machine()
         self.folder = home()/f'{cfg.slug}-{cfg.hash}'
-        self._wall, self._since = 0., time.monotonic()
+        self._made_by, self._spent, self._since = None, 0., time.process_time()
 
     def __repr__(self): return f'Run({self.folder.name}, {"finished" if self.done else "not finished"})'
     @property
@@ -190,14 +197,14 @@ class Run:
     def provenance(self)->dict: return self._json('provenance.json')
     def tensors(self, name:str='weights')->dict: return read_tensors(self.folder/f'{name}.safetensors')
 
-# %% ../nbs/00_runs.ipynb #cell-31
+# %% ../nbs/00_runs.ipynb #cell-32
 @patch
 def save_checkpoint(self:Run,
                     tensors:dict,  # name -> tensor: weights, optimiser state
                     state:dict,    # JSON types: position, curve so far
                    )->None:
     "Replace the checkpoint, in one step."
-    text = json.dumps(dict(state, wall=self.wall)).encode()
+    text = json.dumps(dict(state, cpu_s=self.cpu_s, made_by=self._made_by)).encode()
     write_tensors(self.folder/'checkpoint.safetensors', {**tensors, '_state': torch.frombuffer(bytearray(text), dtype=torch.uint8)})
 
 @patch
@@ -207,15 +214,16 @@ def load_checkpoint(self:Run)->tuple|None: # (tensors, state)
     if not path.exists(): return None
     tensors = read_tensors(path)
     state = json.loads(bytes(tensors.pop('_state').tolist()))
-    self._wall, self._since = state.pop('wall'), time.monotonic()
+    self._spent, self._since = state.pop('cpu_s'), time.process_time()
+    self._made_by = merged(state.pop('made_by'), self._made_by)
     return tensors, state
 
 @patch(as_prop=True)
-def wall(self:Run)->float:
-    "Seconds spent on this run, interrupted attempts included up to their last checkpoint."
-    return round(self._wall + time.monotonic() - self._since, 1)
+def cpu_s(self:Run)->float:
+    "Processor seconds spent on this run, interrupted attempts included up to their last checkpoint."
+    return round(self._spent + time.process_time() - self._since, 1)
 
-# %% ../nbs/00_runs.ipynb #cell-32
+# %% ../nbs/00_runs.ipynb #cell-33
 @patch
 def finish(self:Run,
            result:dict,    # final metrics, JSON types
@@ -225,11 +233,11 @@ def finish(self:Run,
     "Write everything, the result last, and drop the checkpoint."
     for name, tensors in files.items(): write_tensors(self.folder/f'{name}.safetensors', tensors)
     write_json(self.folder/'curve.json', curve)
-    write_json(self.folder/'provenance.json', dict(provenance(self.machine.device), wall_s=self.wall))
+    write_json(self.folder/'provenance.json', dict(self._made_by, cpu_s=self.cpu_s))
     write_json(self.folder/'result.json', result)
     (self.folder/'checkpoint.safetensors').unlink(missing_ok=True)
 
-# %% ../nbs/00_runs.ipynb #cell-34
+# %% ../nbs/00_runs.ipynb #cell-35
 class RunConfig(Config):
     "A config that names a run. Subclasses say how it is made."
     @property
@@ -244,7 +252,7 @@ def nested_runs(v)->list:
     if isinstance(v, RunConfig): return [v]
     return [r for f in fields(v) for r in nested_runs(getattr(v, f.name))] if isinstance(v, Config) else []
 
-# %% ../nbs/00_runs.ipynb #cell-35
+# %% ../nbs/00_runs.ipynb #cell-36
 @contextlib.contextmanager
 def locked(run:Run):
     "Inside: no other process works on this run. Says so when it has to wait."
@@ -261,7 +269,7 @@ def locked(run:Run):
         yield
     finally: lock.release()
 
-# %% ../nbs/00_runs.ipynb #cell-36
+# %% ../nbs/00_runs.ipynb #cell-37
 def ensure(cfg:RunConfig,         # what is wanted
            machine:Machine=None,  # where to make it
           )->Run:                 # finished
@@ -275,12 +283,12 @@ def ensure(cfg:RunConfig,         # what is wanted
     with locked(run):
         if run.done: return run      # another process finished it while this one waited
         write_json(run.folder/'config.json', cfg.plain())
-        run._since = time.monotonic()
+        run._made_by, run._since = provenance(run.machine.device), time.process_time()
         cfg.make(run)
     if not run.done: raise RuntimeError(f'{cfg.slug}: make() ended without run.finish(...)')
     return run
 
-# %% ../nbs/00_runs.ipynb #cell-45
+# %% ../nbs/00_runs.ipynb #cell-46
 def is_live()->bool:
     "True where a person's Jupyter front end is attached; False under papermill, nbconvert, nbdev_test and in scripts."
     kernel = getattr(get_ipython(), 'kernel', None)
@@ -296,7 +304,7 @@ def progress(total:int,      # steps in all
     return tqdm(total=total, initial=done, desc=desc, unit=unit, leave=False, dynamic_ncols=True,
                 disable=not (show and (is_live() or (get_ipython() is None and sys.stderr.isatty()))))
 
-# %% ../nbs/00_runs.ipynb #cell-48
+# %% ../nbs/00_runs.ipynb #cell-49
 class ParameterError(ValueError):
     "A notebook was given a parameter that it does not have, or a value that is not allowed."
 
@@ -316,7 +324,7 @@ def _fits(value, kind):
     if type(value) not in kinds: raise TypeError(' or '.join('None' if k is type(None) else k.__name__ for k in kinds))
     return value
 
-# %% ../nbs/00_runs.ipynb #cell-49
+# %% ../nbs/00_runs.ipynb #cell-50
 def _allowed(name, value, rule):
     "ParameterError unless `value` is one of a tuple of choices, or within a `(low, high)` written as a range object or pair of numbers."
     if value is None or rule is None: return
@@ -324,7 +332,7 @@ def _allowed(name, value, rule):
         if not rule.start <= value <= rule.stop: raise ParameterError(f'{name} is {value!r}; allowed: {rule.start} to {rule.stop}')
     elif value not in rule: raise ParameterError(f'{name} is {value!r}; allowed: {", ".join(map(repr, rule))}')
 
-# %% ../nbs/00_runs.ipynb #cell-50
+# %% ../nbs/00_runs.ipynb #cell-51
 def checked(ns:dict,       # the notebook's `globals()`, straight after its parameters cell
             presets:dict,  # preset -> {parameter: value}, for parameters left at None
             **rules,       # parameter -> tuple of choices, or slice(low, high), both ends included

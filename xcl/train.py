@@ -9,6 +9,7 @@ __all__ = ['TARGETS', 'METHODS', 'OPTIMISERS', 'GAZE_STUDENT', 'GAZE_TEACHER', '
 
 # %% ../nbs/07_train.ipynb #cell-2
 import re
+import time
 from dataclasses import dataclass, replace
 
 import torch
@@ -176,7 +177,7 @@ class Loop:
         if found := run.load_checkpoint():
             unpack_state(found[0], self.net, self.opt, self.losses)
             self.step, self.curve = found[1]['step'], found[1]['curve']
-        self.saved_at = run.wall
+        self.saved_at = time.monotonic()
         self.forward = torch.compile(self.net, mode='reduce-overhead') if self.device.startswith('cuda') else self.net
 
     def batch(self, step:int)->Batch:
@@ -189,7 +190,8 @@ def train_step(self:Loop)->None:
     "One step of the optimiser. Raises NotFinite, on a CPU before the weights move."
     batch, i = self.batch(self.step), self.step % self.per_epoch
     with torch.autocast(self.device.split(':')[0], torch.bfloat16, enabled=self.cfg.precision == 'bf16'):
-        loss = self.loss_of(batch, self.forward(*batch.inputs).float())
+        out = self.forward(*batch.inputs)
+    loss = self.loss_of(batch, out.float())   # outside: teachers and losses are fp32 whatever the student is
     self.losses[i] = loss.detach()
     if self.device == 'cpu': check_finite(self.losses[i:i + 1], self.step, self.batch)
     self.opt.zero_grad()
@@ -219,7 +221,7 @@ def save(self:Loop)->None:
     done = self.step % self.per_epoch
     check_finite(self.losses[:done], self.step - done, self.batch)
     self.run.save_checkpoint(pack_state(self.net, self.opt, self.losses), dict(step=self.step, curve=self.curve))
-    self.saved_at = self.run.wall
+    self.saved_at = time.monotonic()
 
 # %% ../nbs/07_train.ipynb #cell-27
 def fit(cfg:Train,  # what to train
@@ -232,7 +234,7 @@ def fit(cfg:Train,  # what to train
             loop.train_step()
             bar.update()
             if loop.step % loop.per_epoch == 0: bar.set_postfix({k: f'{v:.4g}' for k, v in loop.end_epoch().items()})
-            if run.wall - loop.saved_at > run.machine.checkpoint_s: loop.save()
+            if time.monotonic() - loop.saved_at > run.machine.checkpoint_s: loop.save()
     out, score = loop.validate()
     result = dict(score, steps=loop.steps, parameters=sum(p.numel() for p in loop.net.parameters()))
     run.finish(result, loop.curve, weights=loop.net.state_dict(), predictions=dict(out=out, y=loop.val.y, group=loop.val.group))
