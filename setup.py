@@ -9,7 +9,7 @@ cfg = config['DEFAULT']
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], license='MIT',
-    author=cfg['author'], python_requires='>=' + cfg['min_python'],
+    author=cfg['author'], python_requires='>=' + cfg['min_python'] + ',<3.14',   # 3.14 keeps the annotations of a notebook's parameters elsewhere
     packages=find_packages(include=['xcl', 'xcl.*']),
     install_requires=cfg['requirements'].split(),
     extras_require={'dev': cfg['dev_requirements'].split()},

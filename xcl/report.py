@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GREY', 'COLOURS', 'PAPER_GAZE', 'set_style', 'record', 'spread', 'gap_table', 'gap_reduction', 'calibration',
            'plot_calibration', 'plot_curves', 'plot_errors', 'errors_by_person', 'plot_persons', 'plot_mixing',
-           'report_folder', 'seeds_name', 'caption', 'show_table', 'show_figure']
+           'report_folder', 'report_name', 'caption', 'show_table', 'write_records', 'show_figure']
 
 # %% ../nbs/09_report.ipynb #cell-2
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .data import Examples, inputs
 from .eyes import angular_error, show_eyes
-from .runs import home, is_live, root, write_atomic
+from .runs import home, root, write_atomic, write_json
 
 # %% ../nbs/09_report.ipynb #cell-5
 GREY = '#6b6b6b'
@@ -55,20 +55,22 @@ def gap_table(records:pd.DataFrame,      # long frame of one section
               rows:tuple,                # methods in the order of the table; those without records show '-'
               unit:str='',               # of the metric
               )->pd.DataFrame:           # text, one row per method
-    "Error, difference from ERM, gap to the teacher and its reduction against KD; each taken per seed, then averaged."
+    "Error; difference from ERM and gap to the teacher, taken per seed, then averaged; reduction of the mean gap against KD's."
     wide = records[records.metric == metric].pivot(index='seed', columns='method', values='value').reindex(columns=list(rows))
     gap = wide.sub(wide['teacher'], axis=0)
     columns = {f'error {unit}': wide, 'against ERM (%)': 100*(wide.div(wide['ERM'], axis=0) - 1), f'gap to teacher {unit}': gap}
     table = pd.DataFrame({name: {m: spread(frame[m], 1 if '%' in name else 2) for m in rows} for name, frame in columns.items()})
-    table['gap reduction against KD (%)'] = [gap_reduction(gap[m], gap['KD']) if m != 'teacher' else '-' for m in rows]
-    table.loc['teacher', f'gap to teacher {unit}'] = '-'
+    table['gap reduction against KD (%)'] = [gap_reduction(gap[m], gap['KD']) if m not in ('KD', 'teacher') else '-' for m in rows]
+    table.loc['teacher', f'gap to teacher {unit}'] = table.loc['ERM', 'against ERM (%)'] = '-'     # by definition
     return table.rename_axis('method')
 
 def gap_reduction(gap:pd.Series, gap_kd:pd.Series)->str:
-    "100 (1 - mean gap / mean gap of KD); 'no clear gap' where KD's is not above 0 by its spread over seeds: a ratio to noise is noise."
-    if gap.isna().all() or gap_kd.isna().all(): return '-'
-    noise = gap_kd.std() if len(gap_kd) > 1 else 0
-    return f'{100*(1 - gap.mean()/gap_kd.mean()):.0f}' if gap_kd.mean() > noise else 'no clear gap'
+    """100 (1 - mean gap / mean gap of KD) (n). A ratio to noise is noise: 'no clear gap' unless KD's mean gap exceeds two standard errors,
+    and '-' for a single seed."""
+    both = pd.DataFrame(dict(gap=gap, kd=gap_kd)).dropna()
+    if len(both) < 2: return '-'
+    clear = both.kd.mean() > 2*both.kd.std()/np.sqrt(len(both))
+    return f'{100*(1 - both.gap.mean()/both.kd.mean()):.0f} ({len(both)})' if clear else 'no clear gap'
 
 # %% ../nbs/09_report.ipynb #cell-16
 def calibration(family,       # with .mean(out) and .std(out)
@@ -168,9 +170,12 @@ def report_folder(section:str,       # e.g. 'gaze'
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
-def seeds_name(seeds:list)->str:
-    "'seed1', or 'seeds1-3'."
-    return f'seed{seeds[0]}' if len(seeds) == 1 else f'seeds{seeds[0]}-{seeds[-1]}'
+def report_name(P:SimpleNamespace, # checked parameters: data_dir, preset, seeds, changed
+               )->str:
+    "Start of a report's file names, e.g. 'seed1' or 'seeds1-3-budget0.25': a table with other parameters overwrites nothing."
+    seeds = f'seed{P.seeds[0]}' if len(P.seeds) == 1 else f'seeds{P.seeds[0]}-{P.seeds[-1]}'
+    changed = [f'{k}{v}' for k, v in P.changed.items() if k not in ('seeds', 'dataset')]
+    return '-'.join(([P.preset] if P.data_dir else []) + [seeds] + changed)
 
 # %% ../nbs/09_report.ipynb #cell-28
 def caption(what:str,           # what is shown, with its unit
@@ -183,7 +188,7 @@ def caption(what:str,           # what is shown, with its unit
     commits = sorted({p['commit'] + (' with local changes' if p['dirty'] else '') for p in provenance})
     smoke = 'SMOKE - not a result. ' if P.preset == 'smoke' else ''
     seeds = seeds or P.seeds
-    of = f'{"Mean ± standard deviation (n) over seeds" if len(seeds) > 1 else "Seed"} {", ".join(map(str, seeds))}'
+    of = f'Seed{"s" if len(seeds) > 1 else ""} {", ".join(map(str, seeds))}'
     networks = f'{P.members} network{"s" if P.members > 1 else ""} in the teacher'
     size = f'preset {P.preset}, budget {P.budget:g} of the recipe, {networks}, {P.precision}'
     return f'{smoke}{what}. {of}; {size}. Data: {data}. Commit {", ".join(commits)}.'
@@ -194,13 +199,17 @@ def show_table(table:pd.DataFrame, text:str, path:Path)->None:
     write_atomic(path, (f'# {text}\n' + table.to_csv()).encode())
     display(HTML(f'<p>{text}</p>' + table.to_html()))
 
+def write_records(records:pd.DataFrame, runs:list, path:Path)->None:
+    "The long frame, and beside it what it came from: config, hash, result and provenance of each run."
+    made = [dict(run=r.folder.name, hash=r.cfg.hash, result=r.result, provenance=r.provenance, config=r.cfg.plain()) for r in runs]
+    write_json(path, dict(records=records.to_dict('records'), runs=made))
+
 def show_figure(fig, text:str, path:Path, private:bool=False)->None:
     """Write a figure as PNG, and show that file under its caption. `private` is for images of a licensed data set: these stay below
-    `$XCL_HOME`, and are shown in a live front end only, never stored in a notebook."""
+    `$XCL_HOME` and are not shown, since a notebook stores what it shows."""
     if private: path = home()/'figures'/path.name
     path.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(path, bbox_inches='tight', metadata={'Description': text})
     plt.close(fig)
-    if private and not is_live():
-        return print(f'{text}\nNot stored here, because it shows images of a licensed data set: see $XCL_HOME/figures/{path.name}.')
+    if private: return print(f'{text}\nNot shown here, because it holds images of a licensed data set: see $XCL_HOME/figures/{path.name}.')
     display(Image(path.read_bytes()), HTML(f'<p>{text}</p>'))

@@ -146,6 +146,7 @@ class Machine:
     data_dir:str = ''      # where the data set lies
     progress:bool = True   # progress bars, where somebody can see them
     checkpoint_s:float = 30.   # seconds between checkpoints
+    compile:bool = True    # on CUDA: forward and backward of the student as CUDA graphs
 
     def __post_init__(self):
         auto = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -157,7 +158,8 @@ class Machine:
 
 # %% ../nbs/00_runs.ipynb #cell-25
 def _git(*args):
-    "Output of one git command in the checkout, '' where there is none."
+    "Output of one git command in the checkout; '' where there is none, as for an installed wheel."
+    if not (root()/'settings.ini').exists(): return ''
     done = subprocess.run(['git', '-C', str(root()), *args], capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else ''
 
@@ -309,8 +311,8 @@ class ParameterError(ValueError):
     "A notebook was given a parameter that it does not have, or a value that is not allowed."
 
 def _declared(ns):
-    "Name -> type of the annotated cell (Python 3.14 keeps annotations behind a function)."
-    return dict(ns['__annotate__'](1) if '__annotate__' in ns else ns.get('__annotations__', {}))
+    "Name -> type of the annotated cell."
+    return dict(ns.get('__annotations__', {}))
 
 def _unknown(ns, declared):
     "Names of plain values that no annotation declares."
@@ -326,7 +328,7 @@ def _fits(value, kind):
 
 # %% ../nbs/00_runs.ipynb #cell-50
 def _allowed(name, value, rule):
-    "ParameterError unless `value` is one of a tuple of choices, or within a `(low, high)` written as a range object or pair of numbers."
+    "ParameterError unless `value` is one of a tuple of choices, or within `slice(low, high)`, both ends included."
     if value is None or rule is None: return
     if isinstance(rule, slice):
         if not rule.start <= value <= rule.stop: raise ParameterError(f'{name} is {value!r}; allowed: {rule.start} to {rule.stop}')
@@ -336,10 +338,10 @@ def _allowed(name, value, rule):
 def checked(ns:dict,       # the notebook's `globals()`, straight after its parameters cell
             presets:dict,  # preset -> {parameter: value}, for parameters left at None
             **rules,       # parameter -> tuple of choices, or slice(low, high), both ends included
-           )->SimpleNamespace: # every parameter, checked and filled in
+           )->SimpleNamespace: # every parameter, checked and filled in; and `changed`, a dict of those that differ from the preset
     "The notebook's parameters. Raises ParameterError naming the parameter and what is allowed."
     declared = _declared(ns)
-    bad = [n for n in _unknown(ns, declared) if ns[n] is not presets]
+    bad = [] if '_checked' in ns else [n for n in _unknown(ns, declared) if ns[n] is not presets]
     if bad: raise ParameterError(f'unknown parameter {", ".join(map(repr, bad))}; allowed: {", ".join(declared)}')
     P = {}
     for name, kind in declared.items():
@@ -351,4 +353,6 @@ def checked(ns:dict,       # the notebook's `globals()`, straight after its para
         print('IN_TEST: preset demo runs as smoke')
     P = {k: presets[P['preset']].get(k) if v is None else v for k, v in P.items()}
     for name, value in P.items(): _allowed(name, value, rules.get(name))
-    return SimpleNamespace(**P)
+    ns['_checked'] = True      # in a live kernel, when this cell runs again, the namespace holds the notebook's own values too
+    changed = {k: v for k, v in P.items() if k in presets[P['preset']] and v != presets[P['preset']][k]}
+    return SimpleNamespace(**P, changed=changed)

@@ -58,6 +58,7 @@ class Recipe(Config):
 
     def __post_init__(self):
         super().__post_init__()
+        object.__setattr__(self, 'milestones', tuple(float(m) for m in self.milestones))   # 30 and 30. are one recipe
         if self.optimiser not in OPTIMISERS: raise ValueError(f'optimiser is {self.optimiser!r}; allowed: {", ".join(OPTIMISERS)}')
 
     def scaled(self, budget:float)->'Recipe':
@@ -78,7 +79,7 @@ GAZE_STUDENT = Recipe('adam', 1e-4, 32, 40, (30., 36.), weight_decay=1e-4)   # A
 GAZE_TEACHER = replace(GAZE_STUDENT, lr=1e-3)                                # A.1, PreAct-ResNet
 
 # %% ../nbs/07_train.ipynb #cell-14
-NETS = {**GAZE_NETS}
+NETS = dict(GAZE_NETS)   # name in a config -> class, called with n_out; later notebooks add theirs
 
 @dataclass(frozen=True)
 class Train(RunConfig):
@@ -98,6 +99,8 @@ class Train(RunConfig):
         if self.precision not in ('fp32', 'bf16'): raise ValueError(f'precision is {self.precision!r}; allowed: fp32, bf16')
         if (self.method.target == 'teacher') != bool(self.teachers):
             raise ValueError(f'{self.method.name} answers to {self.method.target}, but {len(self.teachers)} teachers are given')
+        for t in self.teachers:      # a teacher on another split may have seen the student's held-out people
+            if (t.data, t.family) != (self.data, self.family): raise ValueError(f'teacher {t.slug} has other data or another family than its student')
 
     @property
     def slug(self)->str: return re.sub('[^a-z0-9]+', '-', f'{self.net} {type(self.family).__name__} {self.method.name} seed{self.seed}'.lower())
@@ -159,7 +162,7 @@ def check_finite(losses:Tensor,  # of consecutive steps, (k,)
     if len(bad) == 0: return
     step = first + int(bad[0])
     raise NotFinite(f'loss is {losses[step - first].item()} at step {step}, whose batch holds the training examples {batch(step).index.tolist()}. '
-                    'The last checkpoint, from before that step, is kept.')
+                    'Nothing of this step was saved.')
 
 # %% ../nbs/07_train.ipynb #cell-23
 class Loop:
@@ -178,7 +181,7 @@ class Loop:
             unpack_state(found[0], self.net, self.opt, self.losses)
             self.step, self.curve = found[1]['step'], found[1]['curve']
         self.saved_at = time.monotonic()
-        self.forward = torch.compile(self.net, mode='reduce-overhead') if self.device.startswith('cuda') else self.net
+        self.forward = torch.compile(self.net, mode='reduce-overhead') if self.device.startswith('cuda') and run.machine.compile else self.net
 
     def batch(self, step:int)->Batch:
         "The batch of a step."
@@ -252,7 +255,7 @@ def gaze_teachers(data:Config,   # EyeData
 
 def gaze_students(data:Config, seed:int, budget:float, teachers:tuple, precision:str='fp32')->dict: # name -> Train
     "The students of section A.1: ERM as a point estimate, and four methods with uncertainty."
-    rows = {'ERM, point': METHODS['ERM'], 'ERM': METHODS['ERM'], 'MixUp': METHODS['MixUp'], 'KD': METHODS['KD'],
-            'XCL-Mix': replace(METHODS['XCL-Mix'], transfer=MixUp())}
-    return {name: Train('lenet', Point() if 'point' in name else Gaussian(), data, m, GAZE_STUDENT.scaled(budget), seed,
-                        teachers if m.target == 'teacher' else (), precision) for name, m in rows.items()}
+    rows = {'ERM, point': (METHODS['ERM'], Point()), **{k: (METHODS[k], Gaussian()) for k in ('ERM', 'MixUp', 'KD')},
+            'XCL-Mix': (replace(METHODS['XCL-Mix'], transfer=MixUp()), Gaussian())}
+    return {name: Train('lenet', family, data, m, GAZE_STUDENT.scaled(budget), seed,
+                        teachers if m.target == 'teacher' else (), precision) for name, (m, family) in rows.items()}
