@@ -37,7 +37,11 @@ def set_style()->None:
 PAPER_GAZE = dict(reduction_vs_erm=16.)   # per cent, abstract
 
 # %% ../nbs/09_report.ipynb #cell-10
-def record(section:str, method:str, seed:int, **metrics)->list:
+def record(section:str,  # e.g. 'gaze'
+           method:str,   # row of a table
+           seed:int,     # of the run
+           **metrics,    # name -> number
+          )->list:       # of dicts
     "Rows of a long frame, one per metric."
     return [dict(section=section, method=method, seed=seed, metric=k, value=float(v)) for k, v in metrics.items()]
 
@@ -64,7 +68,9 @@ def gap_table(records:pd.DataFrame,      # long frame of one section
     table.loc['teacher', f'gap to teacher {unit}'] = table.loc['ERM', 'against ERM (%)'] = '-'     # by definition
     return table.rename_axis('method')
 
-def gap_reduction(gap:pd.Series, gap_kd:pd.Series)->str:
+def gap_reduction(gap:pd.Series,    # gap to the teacher, one value per seed
+                  gap_kd:pd.Series, # KD's
+                 )->str:            # per cent (n)
     """100 (1 - mean gap / mean gap of KD) (n). A ratio to noise is noise: 'no clear gap' unless KD's mean gap exceeds two standard errors,
     and '-' for a single seed."""
     both = pd.DataFrame(dict(gap=gap, kd=gap_kd)).dropna()

@@ -91,7 +91,7 @@ class Train(RunConfig):
     recipe:Recipe
     seed:int              # of initial weights, order and mixing
     teachers:tuple = ()   # of Train: the members of the ensemble
-    precision:str = 'fp32'
+    precision:str = 'fp32'  # 'bf16': autocast of the network in training
 
     def __post_init__(self):
         super().__post_init__()
@@ -247,13 +247,18 @@ def gaze_teachers(data:Config,   # EyeData
                   seed:int,      # of the table's row; member m trains with seed 1000*seed + m
                   budget:float,  # fraction of the recipe's epochs
                   members:int,   # of the ensemble, at least 1
-                  precision:str='fp32',
+                  precision:str='fp32',  # 'fp32' or 'bf16'
                  )->tuple:       # of Train
     "The ensemble of section A.1."
     return tuple(Train('preact_resnet', Gaussian(), data, METHODS['MixUp'], GAZE_TEACHER.scaled(budget), 1000*seed + m, precision=precision)
                  for m in range(1, members + 1))
 
-def gaze_students(data:Config, seed:int, budget:float, teachers:tuple, precision:str='fp32')->dict: # name -> Train
+def gaze_students(data:Config,     # EyeData, the same as the teachers'
+                  seed:int,        # of the table's row
+                  budget:float,    # fraction of the recipe's epochs
+                  teachers:tuple,  # of Train
+                  precision:str='fp32',  # 'fp32' or 'bf16'
+                 )->dict:          # name -> Train
     "The students of section A.1: ERM as a point estimate, and four methods with uncertainty."
     rows = {'ERM, point': (METHODS['ERM'], Point()), **{k: (METHODS[k], Gaussian()) for k in ('ERM', 'MixUp', 'KD')},
             'XCL-Mix': (replace(METHODS['XCL-Mix'], transfer=MixUp()), Gaussian())}
