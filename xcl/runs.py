@@ -343,11 +343,11 @@ def checked(ns:dict,       # the notebook's `globals()`, straight after its para
     declared = _declared(ns)
     bad = [] if '_checked' in ns else [n for n in _unknown(ns, declared) if ns[n] is not presets]
     if bad: raise ParameterError(f'unknown parameter {", ".join(map(repr, bad))}; allowed: {", ".join(declared)}')
+    _allowed('preset', ns['preset'], tuple(presets))
     P = {}
     for name, kind in declared.items():
-        try: P[name] = _fits(ns[name], kind)
+        try: P[name] = _fits(ns[name], kind | None if name in presets[ns['preset']] else kind)
         except TypeError as e: raise ParameterError(f'{name} is {ns[name]!r} ({type(ns[name]).__name__}); allowed: {e}') from None
-    _allowed('preset', P['preset'], tuple(presets))
     if os.environ.get('IN_TEST') and P['preset'] == 'demo':
         P['preset'] = 'smoke'
         print('IN_TEST: preset demo runs as smoke')
