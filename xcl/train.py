@@ -180,7 +180,7 @@ class Loop:
         if found := run.load_checkpoint():
             unpack_state(found[0], self.net, self.opt, self.losses)
             self.step, self.curve = found[1]['step'], found[1]['curve']
-        self.saved_at = time.monotonic()
+        self.saved_at, self.seen = time.monotonic(), None    # seen: `validate` after the last epoch
         self.forward = torch.compile(self.net, mode='reduce-overhead') if self.device.startswith('cuda') and run.machine.compile else self.net
 
     def batch(self, step:int)->Batch:
@@ -214,8 +214,9 @@ def validate(self:Loop)->tuple: # (out (n, k), score)
 def end_epoch(self:Loop)->dict:
     "Append a row to the curve, and return it."
     check_finite(self.losses, self.step - self.per_epoch, self.batch)
+    self.seen = self.validate()
     self.curve.append(dict(epoch=self.step//self.per_epoch, lr=self.cfg.recipe.lr_at(self.step - 1, self.per_epoch),
-                           loss=self.losses.double().mean().item(), **self.validate()[1]))
+                           loss=self.losses.double().mean().item(), **self.seen[1]))
     return self.curve[-1]
 
 @patch
@@ -238,7 +239,7 @@ def fit(cfg:Train,  # what to train
             bar.update()
             if loop.step % loop.per_epoch == 0: bar.set_postfix({k: f'{v:.4g}' for k, v in loop.end_epoch().items()})
             if time.monotonic() - loop.saved_at > run.machine.checkpoint_s: loop.save()
-    out, score = loop.validate()
+    out, score = loop.seen or loop.validate()   # the latter where the run was killed after its last step
     result = dict(score, steps=loop.steps, parameters=sum(p.numel() for p in loop.net.parameters()))
     run.finish(result, loop.curve, weights=loop.net.state_dict(), predictions=dict(out=out, y=loop.val.y, group=loop.val.group))
 
