@@ -657,6 +657,7 @@ class EyeData(Config):
     people:int = 15      # of the procedural set
     digest:str = ''      # of a real set's content
     renderer:int = 1     # version of the procedural renderer
+    augment = None       # eyes are shown as they are (paper, A.1)
 
     def __post_init__(self):
         super().__post_init__()

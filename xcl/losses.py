@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TEMPERS', 'LOGVAR_RANGE', 'same_shape', 'widen', 'check_smoothing', 'smooth_labels', 'soft_cross_entropy', 'entropy',
-           'normalised_entropy', 'check_temperature', 'categorical_kl', 'check_temper', 'mean_probability',
-           'check_gaussian', 'gaussian_nll', 'gaussian_kl', 'moment_match', 'split_gaussian', 'check_dim',
-           'regression_labels', 'stacked', 'Point', 'Gaussian', 'Categorical']
+           'normalised_entropy', 'check_temperature', 'categorical_kl', 'check_temper', 'log_probabilities', 'tempered',
+           'mean_probability', 'check_gaussian', 'gaussian_nll', 'gaussian_kl', 'moment_match', 'split_gaussian',
+           'check_dim', 'regression_labels', 'stacked', 'Family', 'Point', 'Gaussian', 'Categorical']
 
 # %% ../nbs/04_losses.ipynb #cell-3
 import math
@@ -89,15 +89,28 @@ def check_temper(temper:str)->None:
     "Return nothing; raise `ValueError` unless `temper` is one of `TEMPERS`."
     if temper not in TEMPERS: raise ValueError(f'temper must be one of {TEMPERS}; got {temper!r}')
 
+def log_probabilities(logits:Tensor,         # members' logits, (m, b, c)
+                      temper:str='members',  # 'members': each member's; 'mean': their mean's
+                     )->Tensor:              # (b, m, c) or (b, 1, c), logs of probabilities
+    "Return what has to be known of an ensemble to temper it at any T; raises `ValueError` on another temper or shape."
+    check_temper(temper)
+    if logits.ndim != 3: raise ValueError(f'members must be stacked as (m, b, c); got {tuple(logits.shape)}')
+    log_p = F.log_softmax(widen(logits), -1).transpose(0, 1)
+    return log_p if temper == 'members' else log_p.logsumexp(1, keepdim=True) - math.log(len(logits))
+
+def tempered(log_p:Tensor,           # (b, k, c), from `log_probabilities`
+             temperature:float=1.,   # T > 0
+            )->Tensor:               # (b, c), probabilities
+    "Return the mean over k of softmax(log_p/T); raises `ValueError` on other T."
+    check_temperature(temperature)
+    return (widen(log_p)/temperature).softmax(-1).mean(1)
+
 def mean_probability(logits:Tensor,          # members' logits, (m, b, c)
                      temperature:float=1.,   # T > 0
                      temper:str='members',   # 'members': mean softmax(z/T); 'mean': softmax(ln(mean softmax(z))/T)
                     )->Tensor:               # (b, c), probabilities
     "Return the ensemble's distribution (paper, F, both readings); raises `ValueError` on other T, temper or shapes."
-    check_temperature(temperature); check_temper(temper)
-    if logits.ndim != 3: raise ValueError(f'members must be stacked as (m, b, c); got {tuple(logits.shape)}')
-    if temper == 'members': return (widen(logits)/temperature).softmax(-1).mean(0)
-    return (F.log_softmax(widen(logits), -1).logsumexp(0)/temperature).softmax(-1)
+    return tempered(log_probabilities(logits, temper), temperature)
 
 # %% ../nbs/04_losses.ipynb #cell-39
 def check_gaussian(mean_a:Tensor, logvar_a:Tensor, mean_b:Tensor, logvar_b:Tensor)->None:
@@ -168,8 +181,29 @@ def stacked(outs:Tensor, k:int)->Tensor:
     return widen(outs)
 
 # %% ../nbs/04_losses.ipynb #cell-72
+class Family(Config):
+    "Base of the kinds of output. `combine(outs)` is always `answer(keep(outs))`."
+    def keep(self, outs:Tensor)->Tensor:
+        "Return what a store has to hold of members' outputs (m, b, n_out); its first dimension is b."
+        return self.combine(outs)
+    def answer(self, kept:Tensor)->Tensor:
+        "Return the teacher's answer from what was kept."
+        return kept
+    @property
+    def label(self)->str:
+        "Return a word for the names of folders."
+        return type(self).__name__.lower()
+    @property
+    def keeper(self)->'Family':
+        "Return this family as far as `keep` depends on it: equal keepers can share a store."
+        return self
+    def uncertainty(self, target:Tensor)->Tensor|None:
+        "Return the mean normalised entropy of targets, or None where a family has no such number."
+        return None
+
+# %% ../nbs/04_losses.ipynb #cell-73
 @dataclass(frozen=True)
-class Point(Config):
+class Point(Family):
     "A point estimate of `dim` numbers; output, target and answer are (b, dim)."
     dim:int = 2  # dimensions of the regression target
     def __post_init__(self): super().__post_init__(); check_dim(self.dim)
@@ -194,9 +228,9 @@ class Point(Config):
         "Return the prediction (b, dim)."
         return out
 
-# %% ../nbs/04_losses.ipynb #cell-76
+# %% ../nbs/04_losses.ipynb #cell-77
 @dataclass(frozen=True)
-class Gaussian(Config):
+class Gaussian(Family):
     "An isotropic Gaussian in `dim` dimensions; outputs and answers are (b, dim+1): mean, log-variance."
     dim:int = 2  # dimensions of the regression target
     def __post_init__(self): super().__post_init__(); check_dim(self.dim)
@@ -224,9 +258,9 @@ class Gaussian(Config):
         "Return the predicted sigma of each axis (b,)."
         return (split_gaussian(out)[1]/2).exp()
 
-# %% ../nbs/04_losses.ipynb #cell-80
+# %% ../nbs/04_losses.ipynb #cell-81
 @dataclass(frozen=True)
-class Categorical(Config):
+class Categorical(Family):
     "A choice among `classes`; outputs are logits, targets and answers probabilities, all (b, classes)."
     classes:int              # number of classes, at least 2
     temperature:float = 1.   # T > 0, for teacher and student alike
@@ -248,7 +282,24 @@ class Categorical(Config):
         return soft_cross_entropy(out, target)
     def combine(self, outs:Tensor)->Tensor:
         "Return the tempered probabilities (b, classes) of members' logits (m, b, classes)."
-        return mean_probability(stacked(outs, self.classes), self.temperature, self.temper)
+        return self.answer(self.keep(outs))
+    def keep(self, outs:Tensor)->Tensor:
+        "Return log-probabilities (b, m, classes), or of the members' mean (b, 1, classes)."
+        return log_probabilities(stacked(outs, self.classes), self.temper)
+    def answer(self, kept:Tensor)->Tensor:
+        "Return the tempered probabilities (b, classes) of what was kept."
+        return tempered(kept, self.temperature)
+    @property
+    def label(self)->str:
+        "Return temperature and smoothing where they are not the plain ones."
+        return ' '.join([f'T{self.temperature:g}']*(self.temperature != 1) + [f'eps{self.eps:g}']*(self.eps > 0))
+    @property
+    def keeper(self)->'Categorical':
+        "Return the family without temperature and smoothing, which `keep` does not depend on."
+        return Categorical(self.classes, temper=self.temper)
+    def uncertainty(self, target:Tensor)->Tensor:
+        "Return `normalised_entropy` of targets (b, classes): the paper's H^ as a fraction, scalar."
+        return normalised_entropy(target)
     def kl(self, out:Tensor, answer:Tensor)->Tensor:
         "Return KL(answer || softmax(out/T)), scalar, nats (times T^2 if asked)."
         return categorical_kl(answer, out, self.temperature, self.scale_t2)

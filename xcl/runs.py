@@ -147,6 +147,7 @@ class Machine:
     progress:bool = True   # progress bars, where somebody can see them
     checkpoint_s:float = 30.   # seconds between checkpoints
     compile:bool = True    # on CUDA: forward and backward of the student as CUDA graphs
+    store:bool = False     # keep teachers' answers in files, for other students of the same stream
 
     def __post_init__(self):
         auto = 'cuda' if torch.cuda.is_available() else 'cpu'

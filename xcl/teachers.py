@@ -49,10 +49,16 @@ class Teacher:
                  members:list,      # of nn.Module
                  family,            # xcl.losses family; says how members combine
                  device='cpu',      # where it answers
+                 precision='fp32',  # 'bf16': autocast of the members
                 ):
         if not members: raise ValueError('a teacher has 0 members; allowed: 1 or more')
         self.members, self.family = [fold(m).to(device) for m in members], family
+        self.autocast = dict(device_type=str(device).split(':')[0], dtype=torch.bfloat16, enabled=precision == 'bf16')
 
     @torch.no_grad()
+    def outs(self, *inputs)->Tensor: # members' outputs, (m, b, n_out) float32
+        "What each member says."
+        with torch.autocast(**self.autocast): return torch.stack([m(*inputs).float() for m in self.members])
+
     def __call__(self, *inputs)->Tensor: # the family's answer, (b, k)
-        return self.family.combine(torch.stack([m(*inputs).float() for m in self.members]))
+        return self.family.combine(self.outs(*inputs))

@@ -7,7 +7,7 @@ __all__ = ['epoch_order', 'batch_index', 'Mix', 'Empirical', 'Mixing', 'MixUp', 
            'batch_at']
 
 # %% ../nbs/06_transfer.ipynb #cell-2
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -55,6 +55,7 @@ class Mix:
 @dataclass(frozen=True)
 class Empirical(Config):
     "The training images themselves."
+    mixes = False
     def draw(self, seed:int, step:int, shape:tuple)->Mix|None:
         "None: nothing is mixed."
         return None
@@ -69,6 +70,7 @@ class Mixing(Config):
     "What MixUp and CutMix share. Raises ValueError for alpha <= 0."
     alpha:float = 1.         # lam ~ Beta(alpha, alpha)
     per_sample:bool = False  # one lam per image instead of one per batch
+    mixes = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -118,6 +120,7 @@ class Coin(Config):
     heads:Config = MixUp()
     tails:Config = CutMix()
     p:float = .5            # probability of heads
+    mixes = True
 
     def draw(self, seed:int, step:int, shape:tuple)->Mix|None:
         "What the drawn side draws."
@@ -141,10 +144,12 @@ def batch_at(ex:Examples,       # the training set
              size:int,          # batch size
              seed:int,          # of the run
              step:int,          # from 0
+             augment=None,      # called with (uint8 images, seed, step), before anything is mixed
             )->Batch:
     "The batch of step `step`: the same whatever ran before."
     index = batch_index(len(ex), size, seed, step).to(ex.x.device, non_blocking=True)
-    x, *rest = inputs(ex.take(index))
+    drawn = ex.take(index)
+    x, *rest = inputs(drawn if augment is None else replace(drawn, x=augment(drawn.x, seed, step)))
     mix = transfer.draw(seed, step, tuple(x.shape))
     if mix is None: return Batch((x, *rest), index, None)
     mix = mix.to(x.device)
