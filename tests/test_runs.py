@@ -246,7 +246,7 @@ def names():
 
 
 PINNED = {
-    'ERM': 'bab48311dda5', 'MixUp': 'cfc001a50c90', 'CutMix': '00a90a99d276', 'KD': 'd9600f3a836d',
+    'ERM': 'bab48311dda5', 'LS': '530d53cfe701', 'MixUp': 'cfc001a50c90', 'CutMix': '00a90a99d276', 'KD': 'd9600f3a836d',
     'XCL-Mix': '023848b78390', 'GAZE_STUDENT': 'd041e88ebf95', 'GAZE_TEACHER': '5a1468be1eb6', 'quarter': '18f0e01a35c2',
     'data': '24a71d329b90', 'member 0': '8c6467e5e2cb', 'member 1': '8f36061e0987', 'student ERM, point': '3350701fd646',
     'student ERM': '9721c40a4c30', 'student MixUp': 'f306097b50ca', 'student KD': 'daa198765153', 'student XCL-Mix': '2ea340c7529c',

@@ -99,11 +99,13 @@ class Train(RunConfig):
     shape:tuple = ()        # of the network: (('width', 16), ...)
     answers:str = 'exact'   # 'half': the teachers' answers are rounded to half precision, stored or not
     teacher_precision:str = 'fp32'   # 'bf16': autocast of the teachers
+    val_every:int = 1       # epochs between validations; the last epoch is always validated
 
     def __post_init__(self):
         super().__post_init__()
         object.__setattr__(self, 'shape', tuple(sorted(map(tuple, self.shape))))
         if self.net not in NETS: raise ValueError(f'net is {self.net!r}; allowed: {", ".join(NETS)}')
+        if self.val_every < 1: raise ValueError(f'val_every is {self.val_every}; allowed: 1 or more epochs')
         for name in 'precision', 'teacher_precision':
             if getattr(self, name) not in ('fp32', 'bf16'): raise ValueError(f'{name} is {getattr(self, name)!r}; allowed: fp32, bf16')
         if (self.method.target == 'teacher') != bool(self.teachers):
@@ -197,7 +199,7 @@ class Loop:
         self.steps, self.step, self.curve = self.per_epoch*cfg.recipe.epochs, 0, []
         first = self.batch(0)              # a batch larger than the set is refused here
         self.target_of = target_of(cfg, self.train, run.machine, first, self.steps)
-        self.track = torch.zeros(2, self.per_epoch, device=self.device)
+        self.track = torch.full((2, self.per_epoch), -1., device=self.device)
         self.losses, self.entropies = self.track   # of this epoch's steps: nats; mean normalised entropy of the targets
         if found := run.load_checkpoint():
             unpack_state(found[0], self.net, self.opt, self.track)
@@ -242,10 +244,11 @@ def validate(self:Loop)->tuple: # (out (n, k), score)
 def end_epoch(self:Loop)->dict:
     "Append a row to the curve, and return it."
     check_finite(self.losses, self.step - self.per_epoch, self.batch)
-    self.seen = self.validate()
-    says = dict(epoch=self.step//self.per_epoch, lr=self.cfg.recipe.lr_at(self.step - 1, self.per_epoch), loss=self.losses.double().mean().item())
-    if self.entropies.any(): says['target_entropy'] = self.entropies.double().mean().item()
-    self.curve.append(dict(says, **self.seen[1]))
+    epoch = self.step//self.per_epoch
+    row = dict(epoch=epoch, lr=self.cfg.recipe.lr_at(self.step - 1, self.per_epoch), loss=self.losses.double().mean().item())
+    if (self.entropies >= 0).all(): row['target_entropy'] = self.entropies.double().mean().item()
+    self.seen = self.validate() if epoch % self.cfg.val_every == 0 or self.step == self.steps else None
+    self.curve.append({**row, **(self.seen[1] if self.seen else {})})
     return self.curve[-1]
 
 @patch
@@ -305,7 +308,7 @@ IMAGE_RECIPES = {'resnet18': RESNET, 'pyramidnet': PYRAMID}
 def image_row(name:str,        # e.g. 'ERM', 'LS 0.1', 'CutMix', 'KD', 'KD T=5', 'XCL-Mix T=1.5'
               classes:int,
               temper:str='members',   # how an ensemble is tempered: 'members' or 'mean'
-              scale_t2:bool=False,    # multiply the loss by T^2
+              scale_t2:bool=True,     # multiply the loss by T^2
              )->tuple:         # (Method, Categorical)
     "A row of Tables 2 to 5. On CIFAR a batch is cut and mixed with probability one half (CutMix's own recipe). Raises ValueError for other names."
     found = re.fullmatch(r'(ERM|MixUp|CutMix|KD|XCL-Mix|LS(?= ))(?: T=([\d.]+)| ([\d.]+))?', name)
@@ -314,7 +317,8 @@ def image_row(name:str,        # e.g. 'ERM', 'LS 0.1', 'CutMix', 'KD', 'KD T=5',
     method = METHODS[found[1]]
     if found[1] == 'CutMix': method = replace(method, transfer=Coin(CutMix(), Empirical()))
     if METHODS[found[1]].target == 'labels': return method, Categorical(classes, eps=float(found[3] or 0))
-    return method, Categorical(classes, float(found[2] or 1), temper, scale_t2)
+    T = float(found[2] or 1)
+    return method, Categorical(classes, T, temper, scale_t2 and T != 1)      # at T = 1 there is nothing to scale
 
 # %% ../nbs/07_train.ipynb #cell-39
 TEACHERS = {'ResNet-18': ('resnet18', 'ERM'), '+ LS 0.1': ('resnet18', 'LS 0.1'), '+ MixUp': ('resnet18', 'MixUp'),
@@ -328,12 +332,12 @@ def image_run(row:str,         # as for `image_row`
               teachers:tuple=(),      # of Train; used where the row's target is a teacher
               net:str='resnet18',
               temper:str='members',
-              scale_t2:bool=False,
-              **kw,            # precision, answers, teacher_precision of Train
+              scale_t2:bool=True,     # [unstated]; Hinton et al. scale, so that one learning rate serves every T
+              **kw,            # precision, val_every, answers, teacher_precision of Train
              )->Train:
     "One network on a set of small images."
     method, family = image_row(row, data.classes, temper, scale_t2)
-    if method.target == 'labels': kw = {k: v for k, v in kw.items() if k == 'precision'}   # the others would only rename the run
+    if method.target == 'labels': kw = {k: v for k, v in kw.items() if k in ('precision', 'val_every')}   # the others would only rename the run
     return Train(net, family, data, method, IMAGE_RECIPES[net].scaled(budget), seed, teachers if method.target == 'teacher' else (),
                  shape=shapes[net], **kw)
 
@@ -343,8 +347,8 @@ def image_teachers(kind:str,   # a key of TEACHERS
                    members:int,
                    budget:float,
                    shapes:dict,    # as for `image_run`
-                   precision:str='fp32',
+                   **kw,       # precision, val_every of Train
                   )->tuple:    # of Train
     "An ensemble of Table 2."
     net, row = TEACHERS[kind]
-    return tuple(image_run(row, data, 1000*seed + m, budget, shapes, net=net, precision=precision) for m in range(1, members + 1))
+    return tuple(image_run(row, data, 1000*seed + m, budget, shapes, net=net, **kw) for m in range(1, members + 1))
