@@ -97,7 +97,7 @@ def same(found):
 
 # Sound sources
 
-@pytest.mark.parametrize('below', ['', 'data', 'cifar100', 'cifar100/data'])
+@pytest.mark.parametrize('below', ['', 'data', 'cifar100', 'cifar100/data', 'plain_text'])
 def test_parquet_in_each_place(tmp_path, below):
     write_parquet(tmp_path/'d'/below)
     found = image_set('cifar100', tmp_path/'d')

@@ -119,7 +119,7 @@ def _find(source, data_dir):
     if source in _CIFAR:
         for d in top/_PICKLES[source], top:
             if d.name == _PICKLES[source] and d.is_dir(): return 'pickle', d
-        for d in top, top/'data', top/source, top/source/'data':
+        for d in top, top/'data', top/source, top/source/'data', top/'plain_text':
             if any(d.glob('*.parquet')): return 'parquet', d
     return next((('folder', d) for d in (top, top/source) if (d/'train').is_dir()), None)
 

@@ -244,7 +244,7 @@ def _draw_mixing(f, examples, names, a, b, transfer, lam):
 # %% ../nbs/09b_explore.ipynb #cell-35
 def _mixing_widgets(f, examples, names, pair):
     "The explorer of `explore_mixing`; to be made in a live front end only."
-    lam = widgets.FloatSlider(.5, min=0, max=1, step=.02, description='lam, share of a')
+    lam = widgets.FloatSlider(.5, min=0, max=1, step=.02, description='lam, share of a', layout=widgets.Layout(width='420px'))
     kind = widgets.Dropdown(options=[('MixUp', 'mixup'), ('CutMix', 'cutmix')], description='transfer set')
     return _explorer(lambda **at: _draw_mixing(f, examples, names, **at), lam=lam, transfer=kind,
                      a=_picker(examples, pair[0], 'a'), b=_picker(examples, pair[1], 'b'))
@@ -278,7 +278,7 @@ def _draw_temperature(logits, examples, names, image, temperature, temper):
 
 def _temperature_widgets(logits, examples, names, index):
     "The explorer of `explore_temperature`; to be made in a live front end only."
-    t = widgets.FloatLogSlider(1., min=-.5, max=1.5, step=.02, description='temperature T')
+    t = widgets.FloatLogSlider(1., min=-.5, max=1.5, step=.02, description='temperature T', layout=widgets.Layout(width='420px'))
     return _explorer(lambda **at: _draw_temperature(logits, examples, names, **at), temperature=t, image=_picker(examples, index, 'image'),
                      temper=widgets.Dropdown(options=TEMPERS, description='temper'))
 

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['GREY', 'COLOURS', 'PAPER_GAZE', 'PAPER_TEACHERS', 'PAPER_SMOOTHING', 'PAPER_TEMPERATURE', 'PAPER_RESNET18',
-           'PAPER_GAP_REDUCTION', 'PAPER_LINE', 'RECIPES', 'RUN_COLUMNS', 'IMAGES', 'colour', 'split_row', 'set_style',
+           'PAPER_GAP_REDUCTION', 'PAPER_LINE', 'RUN_COLUMNS', 'IMAGES', 'colour', 'split_row', 'set_style',
            'paper_text', 'record', 'spread', 'by_seed', 'shared_teacher', 'with_teacher', 'gap_table', 'gap_reduction',
-           'accuracy_table', 'calibration', 'plot_calibration', 'plot_curves', 'plot_errors', 'errors_by_person',
-           'plot_persons', 'plot_mixing', 'paper_panel', 'plot_accuracy', 'plot_gaps', 'knob_frame', 'plot_smoothing',
-           'plot_temperature', 'log_temperature', 'plot_entropy', 'reliability', 'plot_reliability', 'report_folder',
-           'report_name', 'caption', 'show_table', 'write_records', 'show_figure', 'essential', 'teacher_kind',
-           'collect_runs', 'distance_from_paper', 'nearest_runs', 'status_table']
+           'accuracy_table', 'teacher_table', 'calibration', 'plot_calibration', 'plot_curves', 'plot_errors',
+           'errors_by_person', 'plot_persons', 'plot_mixing', 'paper_panel', 'plot_accuracy', 'plot_gaps', 'knob_frame',
+           'plot_smoothing', 'plot_temperature', 'log_temperature', 'plot_entropy', 'reliability', 'plot_reliability',
+           'report_folder', 'report_name', 'caption', 'show_table', 'write_records', 'show_figure', 'essential',
+           'teacher_kind', 'collect_runs', 'distance_from_paper', 'nearest_runs', 'status_table']
 
 # %% ../nbs/09_report.ipynb #cell-2
 import hashlib
@@ -34,7 +34,7 @@ from .data import Examples, inputs
 from .eyes import angular_error, show_eyes
 from .losses import mean_probability
 from .runs import Config, home, read_tensors, root, write_atomic, write_json
-from .train import Train
+from .train import IMAGE_RECIPES, Recipe, Train
 
 # %% ../nbs/09_report.ipynb #cell-5
 GREY = '#6b6b6b'
@@ -84,9 +84,10 @@ PAPER_TEMPERATURE = _paper( # section F, tables 4 and 5: teacher 8 x ResNet-18 +
 # %% ../nbs/09_report.ipynb #cell-13
 PAPER_RESNET18 = pd.concat([
     _paper(('ERM',), entropy=(0.,), top1=(77.8,), derived=(True,)),     # E: LS 0.1 is +1.5 over ERM
-    PAPER_SMOOTHING[['entropy', 'top1', 'std']],
-    PAPER_TEMPERATURE.loc[['KD T=1', 'XCL-Mix T=1'], ['entropy', 'top1', 'std']].set_axis(['KD', 'XCL-Mix']),
-    _paper(('teacher',), top1=(84.6,))]).astype(dict(derived='boolean')).fillna(dict(derived=False))
+    PAPER_SMOOTHING,
+    PAPER_TEMPERATURE.loc[['KD T=1', 'XCL-Mix T=1']].set_axis(['KD', 'XCL-Mix']),
+    PAPER_TEMPERATURE,
+    _paper(('teacher',), top1=(84.6,))])[['entropy', 'top1', 'std', 'derived']].astype(dict(derived='boolean')).fillna(dict(derived=False))
 PAPER_GAP_REDUCTION = 59.     # per cent, section F: best KD to XCL
 
 def paper_text(paper:pd.DataFrame, # rows by name; columns top1, std, `derived` (a number that the paper only implies), entropy ...
@@ -185,7 +186,23 @@ def accuracy_table(records:pd.DataFrame,    # long frame of one section; metrics
     table = pd.DataFrame(columns, index=list(rows)).rename_axis('method')
     return table.rename(columns={'gap reduction against KD (%)': f'gap reduction against {kd} (%)'})
 
-# %% ../nbs/09_report.ipynb #cell-33
+# %% ../nbs/09_report.ipynb #cell-31
+def teacher_table(records:pd.DataFrame, # long frame; method: the teacher's kind; metrics top1, teacher_top1 and entropy (%)
+                  rows:tuple=tuple(PAPER_TEACHERS.index),
+                 )->pd.DataFrame:       # text, one row per kind of teacher
+    """Return table 2: H^ of what teachers answer, their top-1 and their students', beside the paper's, and the gap, per seed.
+    A teacher of all seeds has its record for the first seed only, and counts once."""
+    teacher, student, h = (by_seed(records, k, rows) for k in ('teacher_top1', 'top1', 'entropy'))
+    each = teacher.reindex(student.index)
+    gap = each.fillna(each.max().where(each.count() == 1)) - student
+    def paper(column): return {m: paper_text(PAPER_TEACHERS, m, column) for m in rows}
+    columns = {'H^ (%)': {m: spread(h[m], 1) for m in rows}, 'paper: H^ (%)': paper('entropy'),
+               'teacher top-1 (%)': {m: spread(teacher[m]) for m in rows}, 'paper: teacher top-1 (%)': paper('teacher'),
+               'student top-1 (%)': {m: spread(student[m]) for m in rows}, 'paper: student top-1 (%)': paper('top1'),
+               'gap to teacher (points)': {m: spread(gap[m]) for m in rows}}
+    return pd.DataFrame(columns, index=list(rows)).rename_axis('teacher')
+
+# %% ../nbs/09_report.ipynb #cell-36
 def calibration(family,       # with .mean(out) and .std(out)
                 out:Tensor,   # (n, 3)
                 y:Tensor,     # (n, 2) radians
@@ -199,7 +216,7 @@ def calibration(family,       # with .mean(out) and .std(out)
     frame.attrs['ratio'] = (square/sigma.square()).mean().item()
     return frame
 
-# %% ../nbs/09_report.ipynb #cell-34
+# %% ../nbs/09_report.ipynb #cell-37
 def plot_calibration(frames:dict,  # method -> list of `calibration` frames, one per seed
                      ax,
                     )->None:
@@ -213,7 +230,7 @@ def plot_calibration(frames:dict,  # method -> list of `calibration` frames, one
     ax.set(xlabel='predicted sigma (degrees)', ylabel='actual error, rms per axis (degrees)')
     ax.legend(title='miss² / variance', fontsize=7, title_fontsize=7)
 
-# %% ../nbs/09_report.ipynb #cell-38
+# %% ../nbs/09_report.ipynb #cell-41
 def plot_curves(curves:pd.DataFrame,  # columns method, seed, epoch, error_deg
                 ax,
                )->None:
@@ -240,7 +257,7 @@ def plot_errors(records:pd.DataFrame,  # long frame
     ax.grid(axis='y', visible=False)
     ax.set(xlabel='validation error (degrees)', ylabel='')
 
-# %% ../nbs/09_report.ipynb #cell-39
+# %% ../nbs/09_report.ipynb #cell-42
 def errors_by_person(predictions:dict,  # method -> list of (out, y, group, family), one per seed
                     )->pd.DataFrame:    # columns method, person, error_deg
     "Mean angular error of each held-out person; a person held out by several seeds appears once for each."
@@ -256,7 +273,7 @@ def plot_persons(frame:pd.DataFrame, ax)->None:
     for i in range(1, len(order)): ax.axvline(i - .5, color=GREY, lw=.5)
     ax.legend(title=None, fontsize=7, loc='upper left', bbox_to_anchor=(1, 1))
 
-# %% ../nbs/09_report.ipynb #cell-41
+# %% ../nbs/09_report.ipynb #cell-44
 def plot_mixing(f,              # called with (x, pose), gives (b, 3)
                 pair:Examples,  # two examples
                 family,         # of the answers: .mean and .std
@@ -273,7 +290,7 @@ def plot_mixing(f,              # called with (x, pose), gives (b, 3)
     fig.tight_layout()
     return fig
 
-# %% ../nbs/09_report.ipynb #cell-44
+# %% ../nbs/09_report.ipynb #cell-47
 def _span(values):
     "Lowest and highest number, NaN left out; None if there is none."
     v = np.asarray(values, float).ravel()
@@ -301,12 +318,12 @@ def paper_panel(ax,           # with our values
     panel.set_title('paper (full recipe)', fontsize=8, color=GREY)
     return panel
 
-# %% ../nbs/09_report.ipynb #cell-45
+# %% ../nbs/09_report.ipynb #cell-48
 def _values(values, i, ax, **kw):
-    "Dots of single seeds, and mean with standard deviation, in row i."
+    "Mean with standard deviation in row i, dots of single seeds above."
     v = values.dropna()
     if not len(v): return
-    if len(v) > 1: ax.plot(v, [i]*len(v), 'o', ms=3, mew=0, alpha=.5, **kw)
+    if len(v) > 1: ax.plot(v, [i - .25]*len(v), 'o', ms=3, mew=0, **kw)
     ax.errorbar(v.mean(), i, xerr=v.std() if len(v) > 1 else None, fmt='o', ms=6, capsize=3, **kw)
 
 def _paper_marks(ax, x, y, std, along='x'):
@@ -319,7 +336,7 @@ def _paper_of(paper, rows):
     if paper is None: return pd.DataFrame(dict(top1=np.nan, std=np.nan), index=list(rows))
     return paper.reindex(index=list(rows), columns=['top1', 'std']).astype(float)
 
-# %% ../nbs/09_report.ipynb #cell-46
+# %% ../nbs/09_report.ipynb #cell-49
 def plot_accuracy(records:pd.DataFrame, # long frame, metric top1 (%)
                   rows:tuple,           # methods, top to bottom; those without records stay empty
                   paper:pd.DataFrame,   # rows by name: top1, std; or None
@@ -338,7 +355,7 @@ def plot_accuracy(records:pd.DataFrame, # long frame, metric top1 (%)
     panel.set_xlabel('top-1 (%)')
     if panel is ax and p.top1.notna().any(): ax.legend(*(o[-1:] for o in ax.get_legend_handles_labels()), fontsize=7)
 
-# %% ../nbs/09_report.ipynb #cell-52
+# %% ../nbs/09_report.ipynb #cell-55
 def plot_gaps(records:pd.DataFrame,    # long frame, metric top1 (%); 'teacher' among its methods
               rows:tuple,              # students, top to bottom
               ax,
@@ -358,7 +375,7 @@ def plot_gaps(records:pd.DataFrame,    # long frame, metric top1 (%); 'teacher' 
     ax.set(ylim=(len(rows) - .4, -.6), xlabel='gap to the teacher (points of top-1)')
     ax.grid(axis='y', visible=False)
 
-# %% ../nbs/09_report.ipynb #cell-56
+# %% ../nbs/09_report.ipynb #cell-59
 def knob_frame(records:pd.DataFrame, # long frame; rows named '<family> <number>' or '<family> T=<number>'
                metric:str='top1',
                **plain,              # family -> number meant by its bare name, e.g. KD=1
@@ -374,7 +391,7 @@ def _curve(ax, frame, label, **kw):
     v = frame.groupby('knob').value.agg(['mean', 'std'])
     ax.errorbar(v.index, v['mean'], yerr=v['std'].fillna(0), marker='o', ms=4, capsize=2, label=label, **kw)
 
-# %% ../nbs/09_report.ipynb #cell-57
+# %% ../nbs/09_report.ipynb #cell-60
 def plot_smoothing(records:pd.DataFrame, # long frame, metric top1 (%): 'LS 0.1' ..., 'ERM' (eps = 0), 'KD', 'XCL-Mix'
                    ax,
                   )->None:
@@ -382,15 +399,21 @@ def plot_smoothing(records:pd.DataFrame, # long frame, metric top1 (%): 'LS 0.1'
     frame = knob_frame(records, ERM=0.).query('method in ("LS", "ERM")')
     _curve(ax, frame, 'ERM + LS', color=colour('LS'))
     lines = records[(records.metric == 'top1') & records.method.isin(('KD', 'XCL-Mix'))]
-    for m, v in lines.groupby('method').value: ax.axhline(v.mean(), color=colour(m), ls='--', lw=1.2, label=f'{m}, T = 1')
     p = pd.concat([PAPER_RESNET18.loc[['ERM']].assign(eps=0.), PAPER_SMOOTHING])
-    panel = paper_panel(ax, [*frame.value, *lines.value], [*p.top1 - .3, *p.top1 + .3], 'y')
+    known = PAPER_RESNET18.top1[sorted(set(lines.method))]
+    panel = paper_panel(ax, [*frame.value, *lines.value], [*p.top1 - .3, *p.top1 + .3, *known], 'y')
     _paper_marks(panel, p.eps, p.top1, p['std'], 'y')
-    for a in {ax, panel}: a.set(xlabel='eps', xlim=(-.05, .85))
+    for m, v in lines.groupby('method').value:
+        for a, at, c, text in ((ax, v.mean(), colour(m), m), (panel, known[m], GREY, f'{m}, paper' if panel is ax else m)):
+            a.axhline(at, color=c, ls='--', lw=1.2)
+            a.text(.84 if c != GREY else .3, at, f'{text}, T = 1', color=c, ha='right', va='bottom', fontsize=7)
+    for a in (ax, panel): a.set(xlabel='eps of the smoothed labels', xlim=(-.05, .85))
     ax.set_ylabel('top-1 (%)')
-    ax.legend(fontsize=7)
+    if panel is not ax: return
+    ax.margins(y=.1)
+    ax.legend(fontsize=7, loc='upper left', bbox_to_anchor=(1, 1))
 
-# %% ../nbs/09_report.ipynb #cell-59
+# %% ../nbs/09_report.ipynb #cell-63
 PAPER_LINE = dict(ls=':', mfc='w', ms=5, lw=1, color=GREY, zorder=1)   # how curves of the paper are drawn
 
 def plot_temperature(records:pd.DataFrame, # long frame, metric top1 (%): 'KD T=5', 'XCL-Mix T=1.5' ...; a bare 'KD' is T = 1
@@ -404,9 +427,10 @@ def plot_temperature(records:pd.DataFrame, # long frame, metric top1 (%): 'KD T=
         q, f = p[p.method == m], frame[frame.method == m]
         panel.errorbar(q['T'], q.top1, yerr=q['std'], label=f'{m}, paper (full recipe)', fmt=marker, **PAPER_LINE)
         if len(f): _curve(ax, f, m, color=colour(m))
-    for a in {ax, panel}: log_temperature(a)
+    for a in dict.fromkeys((ax, panel)):
+        log_temperature(a)
+        a.legend(fontsize=7)
     ax.set_ylabel('top-1 (%)')
-    for a in {ax, panel}: a.legend(fontsize=7)
 
 def log_temperature(ax)->None:
     "Make the x axis that of the paper's temperatures."
@@ -414,7 +438,7 @@ def log_temperature(ax)->None:
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xticks(_T, [f'{t:g}' for t in _T])
 
-# %% ../nbs/09_report.ipynb #cell-63
+# %% ../nbs/09_report.ipynb #cell-67
 def plot_entropy(frame:pd.DataFrame,  # columns T, method ('KD' or 'XCL-Mix'), temper ('members' or 'mean'), entropy (H^, %); one row per seed
                  ax,
                 )->None:
@@ -429,7 +453,7 @@ def plot_entropy(frame:pd.DataFrame,  # columns T, method ('KD' or 'XCL-Mix'), t
     ax.set(ylabel='H^ of the targets (%)', ylim=(0, 103))
     ax.legend(fontsize=7)
 
-# %% ../nbs/09_report.ipynb #cell-67
+# %% ../nbs/09_report.ipynb #cell-71
 def reliability(out:Tensor,   # logits, (n, classes)
                 y:Tensor,     # labels, int64 (n,)
                 bins:int=15,  # of equal width, at least 1
@@ -447,7 +471,7 @@ def reliability(out:Tensor,   # logits, (n, classes)
     frame.attrs['ece'] = float(100*np.abs(sure - right).sum()/count.sum())
     return frame
 
-# %% ../nbs/09_report.ipynb #cell-68
+# %% ../nbs/09_report.ipynb #cell-72
 def _pooled(frames):
     "The bins of several seeds as one frame of `reliability`, each image counting once."
     n = sum(f['count'] for f in frames)
@@ -471,7 +495,7 @@ def plot_reliability(frames:dict,  # row -> list of `reliability` frames, one pe
     below.set(xlabel='confidence (%)', ylabel='images (%)')
     ax.legend(title='ECE (%)', fontsize=7, title_fontsize=7)
 
-# %% ../nbs/09_report.ipynb #cell-74
+# %% ../nbs/09_report.ipynb #cell-78
 def report_folder(section:str,       # e.g. 'gaze'
                   P:SimpleNamespace, # checked parameters: preset, dataset, data_dir
                  )->Path:
@@ -488,7 +512,7 @@ def report_name(P:SimpleNamespace, # checked parameters: data_dir, preset, seeds
     changed = [f'{k}{v}' for k, v in P.changed.items() if k not in ('seeds', 'dataset')]
     return '-'.join(([P.preset] if P.data_dir else []) + [seeds] + changed)
 
-# %% ../nbs/09_report.ipynb #cell-75
+# %% ../nbs/09_report.ipynb #cell-79
 def _sizes(P):
     "Width and number of training images, where the notebook has them."
     width = [f'width {P.width}'] if hasattr(P, 'width') else []
@@ -506,7 +530,7 @@ def _measured_on(P):
     held = getattr(P, 'val_fraction', 0.)
     return f'Measured after the last epoch on {f"{held:.0%} of the training set, held out" if held else "the test set"}; nothing was selected. '
 
-# %% ../nbs/09_report.ipynb #cell-76
+# %% ../nbs/09_report.ipynb #cell-80
 def caption(what:str,           # what is shown, with its unit
             P:SimpleNamespace,  # checked parameters: preset, budget, dataset, seeds ...
             data:str,           # what the data is, in words
@@ -522,11 +546,11 @@ def caption(what:str,           # what is shown, with its unit
     size = f'preset {P.preset}, budget {P.budget:g} of the recipe, {_sizes(P)}{networks}, {P.precision}'
     return f'{smoke}{what}. {of}; {size}. Data: {data}. {_measured_on(P)}Commit {", ".join(commits)}.'
 
-# %% ../nbs/09_report.ipynb #cell-77
+# %% ../nbs/09_report.ipynb #cell-81
 def show_table(table:pd.DataFrame, text:str, path:Path)->None:
     "Show a table under its caption, and write it as CSV with the caption as a comment line."
     write_atomic(path, (f'# {text}\n' + table.to_csv()).encode())
-    display(HTML(f'<p>{text}</p>' + table.to_html()))
+    with pd.option_context('display.max_colwidth', None): display(HTML(f'<p>{text}</p>' + table.to_html()))
 
 def write_records(records:pd.DataFrame, runs:list, path:Path)->None:
     "The long frame, and beside it what it came from: config, hash, result and provenance of each run, top-1 of the ensemble that taught it."
@@ -544,7 +568,7 @@ def show_figure(fig, text:str, path:Path, private:bool=False)->None:
     if private: return print(f'{text}\nNot shown here, because it holds images of a licensed data set: see $XCL_HOME/figures/{path.name}.')
     display(Image(path.read_bytes()), HTML(f'<p>{text}</p>'))
 
-# %% ../nbs/09_report.ipynb #cell-82
+# %% ../nbs/09_report.ipynb #cell-86
 def _kinds():
     "All loaded kinds of config, by name."
     found = [Config]
@@ -566,7 +590,7 @@ def _digest(config):
     "Twelve hex digits of an essential config, as `Config.hash`."
     return hashlib.sha256(json.dumps(config, sort_keys=True, separators=(',', ':')).encode()).hexdigest()[:12]
 
-# %% ../nbs/09_report.ipynb #cell-86
+# %% ../nbs/09_report.ipynb #cell-90
 @lru_cache(maxsize=64)
 def _ensemble_top1(paths):
     "Top-1 (%) of the mean probability of members whose predictions are stored in `paths`."
@@ -583,54 +607,54 @@ def _is_classifier(config):
     "Whether this is a run of an image classifier."
     return (config['kind'], config.get('family', {}).get('kind'), config.get('data', {}).get('kind')) == (Train.__name__, 'Categorical', 'ImageData')
 
-# %% ../nbs/09_report.ipynb #cell-87
-RECIPES = dict(resnet18=dict(epochs=400, batch=128, optimiser='sgd', lr=.1, weight_decay=5e-4, milestones=(120., 240., 320.), gamma=.2),    # A.2
-               pyramidnet=dict(epochs=300, batch=64, optimiser='sgd', lr=.25, weight_decay=1e-4, milestones=(150., 225.), gamma=.1))        # A.3
-_NAMES = dict(resnet18='ResNet-18', pyramidnet='PyramidNet')
-_FULL = dict(resnet18=dict(width=64), pyramidnet=dict(depth=200, alpha=240))     # shapes of the paper's networks
+# %% ../nbs/09_report.ipynb #cell-91
+_FULL = dict(resnet18=dict(width=64), pyramidnet=dict(depth=200, alpha=240.))     # sizes of the paper's networks
 
 def teacher_kind(config:dict, # JSON of one member
                 )->str:       # as table 2 of the paper names it: 'ResNet-18', '+ LS 0.1', '+ CutMix', 'PyramidNet + CutMix' ...
     "Return how a teacher was trained; a ResNet-18 is named only where it was trained plainly."
-    net, method, eps = config['net'], config['method']['name'], config['family'].get('eps', 0.)
-    how = f'LS {eps:g}' if eps and method == 'ERM' else method if method != 'ERM' else ''
-    name = _NAMES.get(net, net) if net != 'resnet18' or not how else ''
-    return ' '.join(filter(None, (name, f'+ {how}' if how else '')))
+    method, eps = config['method']['name'], config['family'].get('eps', 0.)
+    how = f'LS {eps:g}' if eps else '' if method == 'ERM' else method
+    net = dict(resnet18='' if how else 'ResNet-18', pyramidnet='PyramidNet').get(config['net'], config['net'])
+    return ' '.join(filter(None, (net, how and f'+ {how}')))
 
-def _off_recipe(config):
-    "What a network's training has that the paper's has not, but for its number of epochs: a list of words."
-    r, net, shape = config['recipe'], config['net'], dict(config.get('shape') or [])
-    if net not in RECIPES: return [f'network {net}']
-    full = dict(RECIPES[net], milestones=np.multiply(RECIPES[net]['milestones'], _budget(config)).round(6).tolist())
-    given = dict(r, milestones=np.round(r.get('milestones', ()), 6).tolist())
-    shapes = [f'{k} {shape[k]:g}' for k, v in _FULL[net].items() if shape.get(k, v) != v]
-    batch = [f'batch {r["batch"]}'] if r['batch'] != full['batch'] else []
-    return shapes + batch + [f'other {k}' for k, v in full.items() if k not in ('epochs', 'batch') and given.get(k, 0.) != v]
+def _facts(config):
+    "What a network and its training are, by name; `budget` is the share of the paper's epochs. Nothing of a network without a recipe."
+    net = config['net']
+    if net not in IMAGE_RECIPES: return {}
+    r = Recipe(**{k: v for k, v in config['recipe'].items() if k != 'kind'})
+    rest = {k: v for k, v in r.plain().items() if k not in ('kind', 'epochs', 'milestones')}
+    return dict(budget=r.epochs/IMAGE_RECIPES[net].epochs, **_FULL[net] | dict(config.get('shape') or []), **rest,
+                schedule=[round(m/r.epochs, 4) for m in r.milestones])
 
-def _budget(config):
-    "Share of the paper's epochs; NaN for a network that the paper has no recipe for."
-    return config['recipe']['epochs']/RECIPES.get(config['net'], dict(epochs=np.nan))['epochs']
+def _words(facts, against):
+    "In what facts differ from others."
+    return [f'{k} {v:g}' if k in ('budget', 'batch', 'width', 'depth', 'alpha') else f'other {k}' for k, v in facts.items() if against.get(k) != v]
 
-# %% ../nbs/09_report.ipynb #cell-88
+def _paper_facts(net): return _facts(dict(net=net, recipe=IMAGE_RECIPES[net].plain())) if net in IMAGE_RECIPES else {}
+
+# %% ../nbs/09_report.ipynb #cell-93
 RUN_COLUMNS = ('hash', 'setting', 'kind', 'net', 'width', 'source', 'train_size', 'val_fraction', 'method', 'eps', 'temperature', 'temper',
                'scale_t2', 'teacher', 'members', 'teacher_hash', 'teacher_top1', 'epochs', 'budget', 'batch', 'precision', 'seed', 'top1',
                'target_entropy', 'commit', 'config')
 
 def _row(name, config, result, provenance, teacher_top1=np.nan):
     "One line of `collect_runs`."
-    family, data, teachers = config['family'], config['data'], config['teachers']
-    method, eps = config['method']['name'], family.get('eps', 0.)
-    kinds = dict.fromkeys(teacher_kind(t) for t in teachers)
-    width = dict(config.get('shape') or []).get('width', _FULL.get(config['net'], {}).get('width', np.nan))
-    values = (name, _digest(essential(config, ('seed', 'split'))), config['kind'], config['net'], width, data['source'], data.get('train_size', 0),
-              data.get('val_fraction', 0.), 'LS' if method == 'ERM' and eps else method, eps, family.get('temperature', 1.),
-              family.get('temper', 'members'), family.get('scale_t2', False), ' and '.join(kinds), len(teachers),
-              _digest(essential(teachers)) if teachers else '', teacher_top1, config['recipe']['epochs'], _budget(config), config['recipe']['batch'],
-              config.get('precision', 'fp32'), config['seed'], result['top1'], result.get('target_entropy', np.nan),
-              provenance['commit'] + ('+' if provenance['dirty'] else ''), config)
-    return dict(zip(RUN_COLUMNS, values, strict=True))
+    family, data, teachers, facts = config['family'], config['data'], config['teachers'], _facts(config)
+    eps, kinds = family.get('eps', 0.), dict.fromkeys(teacher_kind(t) for t in teachers)
+    method = 'LS' if config['method']['name'] == 'ERM' and eps else config['method']['name']
+    of_data = {k: data.get(k, 0) for k in ('source', 'train_size', 'val_fraction')}
+    answer = dict(temperature=family.get('temperature', 1.), temper=family.get('temper', 'members'), scale_t2=family.get('scale_t2', False))
+    taught = dict(teacher=' and '.join(kinds), members=len(teachers), teacher_hash=_digest(essential(teachers)) if teachers else '',
+                  teacher_top1=teacher_top1)
+    how = dict(epochs=config['recipe']['epochs'], budget=facts.get('budget', np.nan), batch=config['recipe']['batch'],
+               precision=config.get('precision', 'fp32'), seed=config['seed'])
+    row = dict(hash=name, setting=_digest(essential(config, ('seed', 'split', 'val_every'))), kind=config['kind'], net=config['net'],
+               width=facts.get('width', np.nan), method=method, eps=eps, **of_data, **answer, **taught, **how, top1=result['top1'],
+               target_entropy=result.get('target_entropy', np.nan), commit=provenance['commit'] + ('+' if provenance['dirty'] else ''), config=config)
+    return {k: row[k] for k in RUN_COLUMNS}
 
-# %% ../nbs/09_report.ipynb #cell-89
+# %% ../nbs/09_report.ipynb #cell-94
 def _read(path):
     "JSON of a file. Raises ValueError naming it where it is damaged."
     try: return json.loads(path.read_text())
@@ -659,30 +683,28 @@ def collect_runs(paths:tuple=None,  # folders of runs or reports; default: `home
         for parts in (p for folder in folders for p in read(folder)): rows.setdefault(parts[0], _row(*parts))
     return pd.DataFrame(list(rows.values()), columns=list(RUN_COLUMNS))
 
-# %% ../nbs/09_report.ipynb #cell-94
+# %% ../nbs/09_report.ipynb #cell-99
 def distance_from_paper(run,    # row of `collect_runs`
                        )->str:  # 'full recipe', or e.g. 'budget 0.05, width 16, 10,000 images, 3 members'
-    "Return in what a run differs from the paper's. After a semicolon: what the paper leaves open."
-    c, data, teachers = run.config, run.config['data'], run.config['teachers']
-    words = [f'budget {run.budget:.2g}'] if run.budget != 1 else []
-    words += _off_recipe(c)
+    "Return in what a run differs from the paper's recipe. After semicolons: choices that the paper leaves open."
+    c, data, teachers, facts = run.config, run.config['data'], run.config['teachers'], _facts(run.config)
+    words = _words(facts, _paper_facts(c['net'])) if facts else [f'network {c["net"]}']
     if run.train_size not in (0, IMAGES.get(run.source)): words.append(f'{run.train_size:,} images')
     if run.val_fraction: words.append(f'measured on {run.val_fraction:.0%} of the training set')
     if essential(data).get('augment', '') != '': words.append('other augmentation')
     if teachers:
         if len(teachers) != 8: words.append(f'{len(teachers)} member{"s" if len(teachers) > 1 else ""}')
         t = teachers[0]
-        own = ([f'budget {_budget(t):.2g}'] if _budget(t) != run.budget else []) + _off_recipe(t)
-        words += [f'teacher: {w}' for w in own if w not in words]
-    if run.precision != 'fp32': words.append(run.precision)
-    open_ = ([f'temper {run.temper}'] if run.temper != 'members' and run.temperature != 1 else []) + (['loss times T²'] if run.scale_t2 else [])
-    if [w for w in words if w != run.precision]: text = ', '.join(words)
-    else: text = ', '.join(['full recipe', *words])
-    return '; '.join([text, *open_])
+        like = facts if t['net'] == c['net'] else _paper_facts(t['net']) | dict(budget=run.budget)
+        words += [f'teacher: {w}' for w in _words(_facts(t), like)]
+    open_ = {run.precision: run.precision != 'fp32', 'teacher in bf16': c.get('teacher_precision', 'fp32') == 'bf16',
+             'answers in half precision': c.get('answers', 'exact') == 'half',
+             f'ensemble tempered {run.temper}': teachers and run.temperature != 1, 'loss times T²': run.scale_t2 and run.temperature != 1}
+    return '; '.join([', '.join(words) or 'full recipe', *(k for k, v in open_.items() if v)])
 
 IMAGES = dict(cifar10=50_000, cifar100=50_000)    # in the training sets
 
-# %% ../nbs/09_report.ipynb #cell-95
+# %% ../nbs/09_report.ipynb #cell-100
 def nearest_runs(runs:pd.DataFrame, # of one cell
                 )->pd.DataFrame:    # those of one setting; empty where there are none
     "Return the setting nearest to the paper's recipe."
@@ -699,16 +721,17 @@ _TABLES = {2: (PAPER_TEACHERS, lambda k: dict(method='XCL-Mix', temperature=1., 
            4: (PAPER_TEMPERATURE[:5], lambda k: dict(method='KD', temperature=split_row(k)[1], teacher='+ CutMix')),
            5: (PAPER_TEMPERATURE[5:], lambda k: dict(method='XCL-Mix', temperature=split_row(k)[1], teacher='+ CutMix'))}
 
-# %% ../nbs/09_report.ipynb #cell-96
+# %% ../nbs/09_report.ipynb #cell-101
 def status_table(runs:pd.DataFrame,      # of `collect_runs`
                  table:int,              # 2, 3, 4 or 5
                  source:str='cifar100',  # of the data
                 )->pd.DataFrame:         # text, one row per row of the paper's table
     """Return a table of the paper with what has been measured: mean ± std (n) of the nearest setting, the paper's number, and what separates the
-    two. Raises ValueError for another table."""
+    two. A member of a teacher is not counted as a student. Raises ValueError for another table."""
     if table not in _TABLES: raise ValueError(f'table is {table!r}; allowed: {", ".join(map(str, _TABLES))}')
     paper, wanted = _TABLES[table]
-    runs, rows = runs[(runs.source == source) & (runs.net == 'resnet18')], []
+    members = {_digest(essential(t)) for c in runs.config for t in c['teachers']}
+    runs, rows = runs[(runs.source == source) & (runs.net == 'resnet18') & ~runs.hash.isin(members)], []
     for name in paper.index:
         cell = nearest_runs(runs[np.logical_and.reduce([runs[k] == v for k, v in wanted(name).items()])])
         shared = len(cell) > 1 and cell.members.iloc[0] > 0 and cell.teacher_hash.nunique() == 1
