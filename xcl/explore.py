@@ -104,17 +104,24 @@ def _columns(fig, x, answers, targets, names, titles, tints, top):
         answer_bars(labels, targets[i], names, 2, tints[i])
     for ax, who in zip(axs[1:, 0], ('teacher', 'labels')): ax.set_ylabel(who, fontsize=8)
 
+def _answered(f, x, names):
+    "What f says to images x, once there is a name for each class."
+    p = f(x)
+    shown_names(names, p.shape[1])
+    return p
+
 def _columns_height(k, top): return 10/k + .22*top + 1.4
 
 def _pair_columns(fig, f, pair, names, transfer, lam, top):
     "One row of mixtures of two labelled examples, drawn into `fig`."
     x, kept = mixed_pair(inputs(pair)[0], lam, transfer)
+    answers = _answered(f, x, names)
     hot = smooth_labels(pair.y, 0, len(names)).cpu()
     targets = kept[:, None]*hot[0] + (1 - kept)[:, None]*hot[1]
     a, b = pair.y.tolist()
     title = dict(mixup='MixUp', cutmix='CutMix')[transfer]
     titles = [f'{title}, lam {w:.2f}' for w in kept]
-    _columns(fig, x, f(x), targets, names, titles, [{b: SECOND, a: FIRST}]*len(x), top)
+    _columns(fig, x, answers, targets, names, titles, [{b: SECOND, a: FIRST}]*len(x), top)
 
 # %% ../nbs/09b_explore.ipynb #cell-17
 def mixing_strip(f:Callable,             # (x float32 (b, c, h, w) in [0, 1]) -> probabilities (b, classes), on the images' device
@@ -140,6 +147,7 @@ def mixed_batch(f:Callable,          # images -> probabilities, as in `mixing_st
                ):                    # a matplotlib Figure
     "Return a training batch's first images with the teacher's answers above the labels'; raises `ValueError` unless each class has a name."
     x = batch.inputs[0][:n]
+    answers = _answered(f, x, names)
     targets = batch.rows(smooth_labels(examples.y, 0, len(names)).to(batch.index.device))[:n]
     a = examples.y.to(batch.index.device)[batch.index]
     b = a if batch.mix is None else a[batch.mix.partner]
@@ -147,7 +155,7 @@ def mixed_batch(f:Callable,          # images -> probabilities, as in `mixing_st
     kind = '' if batch.mix is None else 'MixUp' if batch.mix.mask is None else 'CutMix'
     titles = [f'{kind}\nlam {w:.2f}' for w in batch.mix.lam[:n].tolist()] if kind else ['']*len(x)
     fig = _figure(10, _columns_height(len(x), top))
-    _columns(fig, x, f(x), targets, names, titles, tints, top)
+    _columns(fig, x, answers, targets, names, titles, tints, top)
     return fig
 
 # %% ../nbs/09b_explore.ipynb #cell-26
@@ -227,7 +235,8 @@ def _draw_mixing(f, examples, names, a, b, transfer, lam):
     "Figure: images a and b, their mixture, the teacher's first five classes and the labels' two."
     pair = examples.take([a, b])
     x, kept = mixed_pair(inputs(pair)[0], torch.tensor([lam]), transfer)
-    shown, (i, j), hot = shown_names(names, len(names)), pair.y.tolist(), smooth_labels(pair.y, 0, len(names)).cpu()
+    answer, shown = _answered(f, x, names)[0], shown_names(names, len(names))
+    (i, j), hot = pair.y.tolist(), smooth_labels(pair.y, 0, len(names)).cpu()
     tints = {j: SECOND, i: FIRST}
     fig = _figure(10, 2.9)
     photos, bars = fig.subfigures(1, 2, width_ratios=(7, 3))
@@ -236,7 +245,7 @@ def _draw_mixing(f, examples, names, a, b, transfer, lam):
         show_photo(ax, image, title)
         ax.spines[:].set(color=colour, lw=2)
     says, labels = bars.subplots(2, 1, height_ratios=(5, 2))
-    answer_bars(says, f(x)[0], names, 5, tints)
+    answer_bars(says, answer, names, 5, tints)
     answer_bars(labels, kept[0]*hot[0] + (1 - kept[0])*hot[1], names, 2, tints)
     for ax, who in zip((says, labels), ('teacher', 'labels')): ax.set_ylabel(who, fontsize=8)
     return fig

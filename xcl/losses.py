@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -283,23 +284,30 @@ class Categorical(Family):
     def combine(self, outs:Tensor)->Tensor:
         "Return the tempered probabilities (b, classes) of members' logits (m, b, classes)."
         return self.answer(self.keep(outs))
-    def keep(self, outs:Tensor)->Tensor:
-        "Return log-probabilities (b, m, classes), or of the members' mean (b, 1, classes)."
-        return log_probabilities(stacked(outs, self.classes), self.temper)
-    def answer(self, kept:Tensor)->Tensor:
-        "Return the tempered probabilities (b, classes) of what was kept."
-        return tempered(kept, self.temperature)
-    @property
-    def label(self)->str:
-        "Return temperature and smoothing where they are not the plain ones."
-        return ' '.join([f'T{self.temperature:g}']*(self.temperature != 1) + [f'eps{self.eps:g}']*(self.eps > 0))
-    @property
-    def keeper(self)->'Categorical':
-        "Return the family without temperature and smoothing, which `keep` does not depend on."
-        return Categorical(self.classes, temper=self.temper)
     def uncertainty(self, target:Tensor)->Tensor:
         "Return `normalised_entropy` of targets (b, classes): the paper's H^ as a fraction, scalar."
         return normalised_entropy(target)
     def kl(self, out:Tensor, answer:Tensor)->Tensor:
         "Return KL(answer || softmax(out/T)), scalar, nats (times T^2 if asked)."
         return categorical_kl(answer, out, self.temperature, self.scale_t2)
+
+# %% ../nbs/04_losses.ipynb #cell-82
+@patch
+def keep(self:Categorical, outs:Tensor)->Tensor:
+    "Return log-probabilities (b, m, classes), or of the members' mean (b, 1, classes)."
+    return log_probabilities(stacked(outs, self.classes), self.temper)
+
+@patch
+def answer(self:Categorical, kept:Tensor)->Tensor:
+    "Return the tempered probabilities (b, classes) of what was kept."
+    return tempered(kept, self.temperature)
+
+@patch(as_prop=True)
+def keeper(self:Categorical)->Categorical:
+    "Return the family without temperature and smoothing, which `keep` does not depend on."
+    return Categorical(self.classes, temper=self.temper)
+
+@patch(as_prop=True)
+def label(self:Categorical)->str:
+    "Return temperature and smoothing where they are not the plain ones."
+    return ' '.join([f'T{self.temperature:g}']*(self.temperature != 1) + [f'eps{self.eps:g}']*(self.eps > 0))

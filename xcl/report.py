@@ -231,13 +231,15 @@ def plot_calibration(frames:dict,  # method -> list of `calibration` frames, one
     ax.legend(title='miss² / variance', fontsize=7, title_fontsize=7)
 
 # %% ../nbs/09_report.ipynb #cell-41
-def plot_curves(curves:pd.DataFrame,  # columns method, seed, epoch, error_deg
+def plot_curves(curves:pd.DataFrame,  # columns method, seed, epoch and `column`
                 ax,
+                column:str='error_deg',
+                label:str='validation error (degrees)',   # of the y axis, with its unit
                )->None:
-    "Validation error over epochs; line: mean over seeds, band: one standard deviation."
-    band = 'sd' if curves.seed.nunique() > 1 else None
-    sns.lineplot(curves, x='epoch', y='error_deg', hue='method', palette=COLOURS, errorbar=band, marker='o', ms=3, mew=0, ax=ax)
-    ax.set(xlabel='epoch', ylabel='validation error (degrees)')
+    "What was measured over epochs; line: mean over seeds, band: one standard deviation."
+    band, palette = 'sd' if curves.seed.nunique() > 1 else None, {m: colour(m) for m in curves.method.unique()}
+    sns.lineplot(curves, x='epoch', y=column, hue='method', palette=palette, errorbar=band, marker='o', ms=3, mew=0, ax=ax)
+    ax.set(xlabel='epoch', ylabel=label)
     ax.legend(title=None, fontsize=7)
 
 def plot_errors(records:pd.DataFrame,  # long frame
@@ -290,7 +292,7 @@ def plot_mixing(f,              # called with (x, pose), gives (b, 3)
     fig.tight_layout()
     return fig
 
-# %% ../nbs/09_report.ipynb #cell-47
+# %% ../nbs/09_report.ipynb #cell-48
 def _span(values):
     "Lowest and highest number, NaN left out; None if there is none."
     v = np.asarray(values, float).ravel()
@@ -308,8 +310,9 @@ def paper_panel(ax,           # with our values
     widest = max(a[1] - a[0], b[1] - b[0], 1.)
     if max(a[0] - b[1], b[0] - a[1]) <= widest: return ax
     pad = .1*widest
-    if axis == 'x': size, limits = (b[1] - b[0] + 2*pad)/(a[1] - a[0] + 2*pad), [(lo - pad, hi + pad) for lo, hi in (a, b)]
-    else: size, limits = 1, [(sum(s)/2 - widest/2 - pad, sum(s)/2 + widest/2 + pad) for s in (a, b)]
+    spans = [max(s[1] - s[0], .4*widest) if axis == 'x' else widest for s in (a, b)]     # side by side, panels have a height in common
+    limits = [(sum(s)/2 - w/2 - pad, sum(s)/2 + w/2 + pad) for s, w in zip((a, b), spans)]
+    size = (spans[1] + 2*pad)/(spans[0] + 2*pad)
     divider = make_axes_locatable(ax)
     panel = divider.append_axes('right', f'{100*size:.1f}%', pad=.12 if axis == 'x' else .4, **({'sharey': ax} if axis == 'x' else {'sharex': ax}))
     if axis == 'x': panel.tick_params(labelleft=False)
@@ -318,7 +321,7 @@ def paper_panel(ax,           # with our values
     panel.set_title('paper (full recipe)', fontsize=8, color=GREY)
     return panel
 
-# %% ../nbs/09_report.ipynb #cell-48
+# %% ../nbs/09_report.ipynb #cell-49
 def _values(values, i, ax, **kw):
     "Mean with standard deviation in row i, dots of single seeds above."
     v = values.dropna()
@@ -336,7 +339,7 @@ def _paper_of(paper, rows):
     if paper is None: return pd.DataFrame(dict(top1=np.nan, std=np.nan), index=list(rows))
     return paper.reindex(index=list(rows), columns=['top1', 'std']).astype(float)
 
-# %% ../nbs/09_report.ipynb #cell-49
+# %% ../nbs/09_report.ipynb #cell-50
 def plot_accuracy(records:pd.DataFrame, # long frame, metric top1 (%)
                   rows:tuple,           # methods, top to bottom; those without records stay empty
                   paper:pd.DataFrame,   # rows by name: top1, std; or None
@@ -355,7 +358,7 @@ def plot_accuracy(records:pd.DataFrame, # long frame, metric top1 (%)
     panel.set_xlabel('top-1 (%)')
     if panel is ax and p.top1.notna().any(): ax.legend(*(o[-1:] for o in ax.get_legend_handles_labels()), fontsize=7)
 
-# %% ../nbs/09_report.ipynb #cell-55
+# %% ../nbs/09_report.ipynb #cell-56
 def plot_gaps(records:pd.DataFrame,    # long frame, metric top1 (%); 'teacher' among its methods
               rows:tuple,              # students, top to bottom
               ax,
@@ -375,7 +378,7 @@ def plot_gaps(records:pd.DataFrame,    # long frame, metric top1 (%); 'teacher' 
     ax.set(ylim=(len(rows) - .4, -.6), xlabel='gap to the teacher (points of top-1)')
     ax.grid(axis='y', visible=False)
 
-# %% ../nbs/09_report.ipynb #cell-59
+# %% ../nbs/09_report.ipynb #cell-60
 def knob_frame(records:pd.DataFrame, # long frame; rows named '<family> <number>' or '<family> T=<number>'
                metric:str='top1',
                **plain,              # family -> number meant by its bare name, e.g. KD=1
@@ -391,7 +394,7 @@ def _curve(ax, frame, label, **kw):
     v = frame.groupby('knob').value.agg(['mean', 'std'])
     ax.errorbar(v.index, v['mean'], yerr=v['std'].fillna(0), marker='o', ms=4, capsize=2, label=label, **kw)
 
-# %% ../nbs/09_report.ipynb #cell-60
+# %% ../nbs/09_report.ipynb #cell-61
 def plot_smoothing(records:pd.DataFrame, # long frame, metric top1 (%): 'LS 0.1' ..., 'ERM' (eps = 0), 'KD', 'XCL-Mix'
                    ax,
                   )->None:
@@ -406,14 +409,15 @@ def plot_smoothing(records:pd.DataFrame, # long frame, metric top1 (%): 'LS 0.1'
     for m, v in lines.groupby('method').value:
         for a, at, c, text in ((ax, v.mean(), colour(m), m), (panel, known[m], GREY, f'{m}, paper' if panel is ax else m)):
             a.axhline(at, color=c, ls='--', lw=1.2)
-            a.text(.84 if c != GREY else .3, at, f'{text}, T = 1', color=c, ha='right', va='bottom', fontsize=7)
-    for a in (ax, panel): a.set(xlabel='eps of the smoothed labels', xlim=(-.05, .85))
+            left = panel is ax and c == GREY
+            a.text(-.03 if left else .83, at, f'{text}, T = 1', color=c, ha='left' if left else 'right', va='bottom', fontsize=7)
+    for a in (ax, panel): a.set(xlabel='label smoothing eps', xlim=(-.05, .85))
     ax.set_ylabel('top-1 (%)')
     if panel is not ax: return
     ax.margins(y=.1)
     ax.legend(fontsize=7, loc='upper left', bbox_to_anchor=(1, 1))
 
-# %% ../nbs/09_report.ipynb #cell-63
+# %% ../nbs/09_report.ipynb #cell-64
 PAPER_LINE = dict(ls=':', mfc='w', ms=5, lw=1, color=GREY, zorder=1)   # how curves of the paper are drawn
 
 def plot_temperature(records:pd.DataFrame, # long frame, metric top1 (%): 'KD T=5', 'XCL-Mix T=1.5' ...; a bare 'KD' is T = 1
@@ -425,7 +429,7 @@ def plot_temperature(records:pd.DataFrame, # long frame, metric top1 (%): 'KD T=
     panel = paper_panel(ax, frame.value, [*p.top1 - p['std'], *p.top1 + p['std']], 'y')
     for m, marker in (('KD', 'o'), ('XCL-Mix', 's')):
         q, f = p[p.method == m], frame[frame.method == m]
-        panel.errorbar(q['T'], q.top1, yerr=q['std'], label=f'{m}, paper (full recipe)', fmt=marker, **PAPER_LINE)
+        panel.errorbar(q['T'], q.top1, yerr=q['std'], label=m if panel is not ax else f'{m}, paper (full recipe)', fmt=marker, **PAPER_LINE)
         if len(f): _curve(ax, f, m, color=colour(m))
     for a in dict.fromkeys((ax, panel)):
         log_temperature(a)
@@ -438,7 +442,7 @@ def log_temperature(ax)->None:
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xticks(_T, [f'{t:g}' for t in _T])
 
-# %% ../nbs/09_report.ipynb #cell-67
+# %% ../nbs/09_report.ipynb #cell-68
 def plot_entropy(frame:pd.DataFrame,  # columns T, method ('KD' or 'XCL-Mix'), temper ('members' or 'mean'), entropy (H^, %); one row per seed
                  ax,
                 )->None:
@@ -453,7 +457,7 @@ def plot_entropy(frame:pd.DataFrame,  # columns T, method ('KD' or 'XCL-Mix'), t
     ax.set(ylabel='H^ of the targets (%)', ylim=(0, 103))
     ax.legend(fontsize=7)
 
-# %% ../nbs/09_report.ipynb #cell-71
+# %% ../nbs/09_report.ipynb #cell-72
 def reliability(out:Tensor,   # logits, (n, classes)
                 y:Tensor,     # labels, int64 (n,)
                 bins:int=15,  # of equal width, at least 1
@@ -471,7 +475,7 @@ def reliability(out:Tensor,   # logits, (n, classes)
     frame.attrs['ece'] = float(100*np.abs(sure - right).sum()/count.sum())
     return frame
 
-# %% ../nbs/09_report.ipynb #cell-72
+# %% ../nbs/09_report.ipynb #cell-73
 def _pooled(frames):
     "The bins of several seeds as one frame of `reliability`, each image counting once."
     n = sum(f['count'] for f in frames)
@@ -495,7 +499,7 @@ def plot_reliability(frames:dict,  # row -> list of `reliability` frames, one pe
     below.set(xlabel='confidence (%)', ylabel='images (%)')
     ax.legend(title='ECE (%)', fontsize=7, title_fontsize=7)
 
-# %% ../nbs/09_report.ipynb #cell-78
+# %% ../nbs/09_report.ipynb #cell-79
 def report_folder(section:str,       # e.g. 'gaze'
                   P:SimpleNamespace, # checked parameters: preset, dataset, data_dir
                  )->Path:
@@ -512,7 +516,7 @@ def report_name(P:SimpleNamespace, # checked parameters: data_dir, preset, seeds
     changed = [f'{k}{v}' for k, v in P.changed.items() if k not in ('seeds', 'dataset')]
     return '-'.join(([P.preset] if P.data_dir else []) + [seeds] + changed)
 
-# %% ../nbs/09_report.ipynb #cell-79
+# %% ../nbs/09_report.ipynb #cell-80
 def _sizes(P):
     "Width and number of training images, where the notebook has them."
     width = [f'width {P.width}'] if hasattr(P, 'width') else []
@@ -530,7 +534,7 @@ def _measured_on(P):
     held = getattr(P, 'val_fraction', 0.)
     return f'Measured after the last epoch on {f"{held:.0%} of the training set, held out" if held else "the test set"}; nothing was selected. '
 
-# %% ../nbs/09_report.ipynb #cell-80
+# %% ../nbs/09_report.ipynb #cell-81
 def caption(what:str,           # what is shown, with its unit
             P:SimpleNamespace,  # checked parameters: preset, budget, dataset, seeds ...
             data:str,           # what the data is, in words
@@ -546,7 +550,7 @@ def caption(what:str,           # what is shown, with its unit
     size = f'preset {P.preset}, budget {P.budget:g} of the recipe, {_sizes(P)}{networks}, {P.precision}'
     return f'{smoke}{what}. {of}; {size}. Data: {data}. {_measured_on(P)}Commit {", ".join(commits)}.'
 
-# %% ../nbs/09_report.ipynb #cell-81
+# %% ../nbs/09_report.ipynb #cell-82
 def show_table(table:pd.DataFrame, text:str, path:Path)->None:
     "Show a table under its caption, and write it as CSV with the caption as a comment line."
     write_atomic(path, (f'# {text}\n' + table.to_csv()).encode())
@@ -568,7 +572,7 @@ def show_figure(fig, text:str, path:Path, private:bool=False)->None:
     if private: return print(f'{text}\nNot shown here, because it holds images of a licensed data set: see $XCL_HOME/figures/{path.name}.')
     display(Image(path.read_bytes()), HTML(f'<p>{text}</p>'))
 
-# %% ../nbs/09_report.ipynb #cell-86
+# %% ../nbs/09_report.ipynb #cell-87
 def _kinds():
     "All loaded kinds of config, by name."
     found = [Config]
@@ -590,7 +594,7 @@ def _digest(config):
     "Twelve hex digits of an essential config, as `Config.hash`."
     return hashlib.sha256(json.dumps(config, sort_keys=True, separators=(',', ':')).encode()).hexdigest()[:12]
 
-# %% ../nbs/09_report.ipynb #cell-90
+# %% ../nbs/09_report.ipynb #cell-91
 @lru_cache(maxsize=64)
 def _ensemble_top1(paths):
     "Top-1 (%) of the mean probability of members whose predictions are stored in `paths`."
@@ -607,7 +611,7 @@ def _is_classifier(config):
     "Whether this is a run of an image classifier."
     return (config['kind'], config.get('family', {}).get('kind'), config.get('data', {}).get('kind')) == (Train.__name__, 'Categorical', 'ImageData')
 
-# %% ../nbs/09_report.ipynb #cell-91
+# %% ../nbs/09_report.ipynb #cell-92
 _FULL = dict(resnet18=dict(width=64), pyramidnet=dict(depth=200, alpha=240.))     # sizes of the paper's networks
 
 def teacher_kind(config:dict, # JSON of one member
@@ -633,7 +637,7 @@ def _words(facts, against):
 
 def _paper_facts(net): return _facts(dict(net=net, recipe=IMAGE_RECIPES[net].plain())) if net in IMAGE_RECIPES else {}
 
-# %% ../nbs/09_report.ipynb #cell-93
+# %% ../nbs/09_report.ipynb #cell-94
 RUN_COLUMNS = ('hash', 'setting', 'kind', 'net', 'width', 'source', 'train_size', 'val_fraction', 'method', 'eps', 'temperature', 'temper',
                'scale_t2', 'teacher', 'members', 'teacher_hash', 'teacher_top1', 'epochs', 'budget', 'batch', 'precision', 'seed', 'top1',
                'target_entropy', 'commit', 'config')
@@ -654,7 +658,7 @@ def _row(name, config, result, provenance, teacher_top1=np.nan):
                target_entropy=result.get('target_entropy', np.nan), commit=provenance['commit'] + ('+' if provenance['dirty'] else ''), config=config)
     return {k: row[k] for k in RUN_COLUMNS}
 
-# %% ../nbs/09_report.ipynb #cell-94
+# %% ../nbs/09_report.ipynb #cell-95
 def _read(path):
     "JSON of a file. Raises ValueError naming it where it is damaged."
     try: return json.loads(path.read_text())
@@ -683,7 +687,7 @@ def collect_runs(paths:tuple=None,  # folders of runs or reports; default: `home
         for parts in (p for folder in folders for p in read(folder)): rows.setdefault(parts[0], _row(*parts))
     return pd.DataFrame(list(rows.values()), columns=list(RUN_COLUMNS))
 
-# %% ../nbs/09_report.ipynb #cell-99
+# %% ../nbs/09_report.ipynb #cell-100
 def distance_from_paper(run,    # row of `collect_runs`
                        )->str:  # 'full recipe', or e.g. 'budget 0.05, width 16, 10,000 images, 3 members'
     "Return in what a run differs from the paper's recipe. After semicolons: choices that the paper leaves open."
@@ -704,7 +708,7 @@ def distance_from_paper(run,    # row of `collect_runs`
 
 IMAGES = dict(cifar10=50_000, cifar100=50_000)    # in the training sets
 
-# %% ../nbs/09_report.ipynb #cell-100
+# %% ../nbs/09_report.ipynb #cell-101
 def nearest_runs(runs:pd.DataFrame, # of one cell
                 )->pd.DataFrame:    # those of one setting; empty where there are none
     "Return the setting nearest to the paper's recipe."
@@ -721,7 +725,7 @@ _TABLES = {2: (PAPER_TEACHERS, lambda k: dict(method='XCL-Mix', temperature=1., 
            4: (PAPER_TEMPERATURE[:5], lambda k: dict(method='KD', temperature=split_row(k)[1], teacher='+ CutMix')),
            5: (PAPER_TEMPERATURE[5:], lambda k: dict(method='XCL-Mix', temperature=split_row(k)[1], teacher='+ CutMix'))}
 
-# %% ../nbs/09_report.ipynb #cell-101
+# %% ../nbs/09_report.ipynb #cell-102
 def status_table(runs:pd.DataFrame,      # of `collect_runs`
                  table:int,              # 2, 3, 4 or 5
                  source:str='cifar100',  # of the data
@@ -735,7 +739,7 @@ def status_table(runs:pd.DataFrame,      # of `collect_runs`
     for name in paper.index:
         cell = nearest_runs(runs[np.logical_and.reduce([runs[k] == v for k, v in wanted(name).items()])])
         shared = len(cell) > 1 and cell.members.iloc[0] > 0 and cell.teacher_hash.nunique() == 1
-        mark = distance_from_paper(cell.iloc[0]) + (', one teacher for all seeds' if shared else '') if len(cell) else 'not yet measured'
+        mark = distance_from_paper(cell.iloc[0]) + ('; one teacher for all seeds' if shared else '') if len(cell) else 'not yet measured'
         teacher = cell.drop_duplicates('teacher_hash').teacher_top1
         taught = {'teacher top-1 (%)': spread(teacher.astype(float)), 'paper: teacher top-1 (%)': paper_text(paper, name, 'teacher')}
         rows.append({'H^ (%)': spread(100*cell.target_entropy.astype(float), 1), 'paper: H^ (%)': paper_text(paper, name, 'entropy')}
