@@ -2,7 +2,7 @@
 #   PYTHON=python3.12      the interpreter that makes the environment (3.10 or newer)
 #   VENV=path              use the environment at `path` instead of .venv (from inside one: make gaze VENV="$VIRTUAL_ENV")
 #   PIP_ARGS='...'         passed to pip install
-#   PRESET, SEED, ARGS     of `make gaze`; ARGS='-p budget 0.5' passes more parameters to papermill
+#   PRESET, SEED, ARGS     of the experiments; ARGS='-p budget 0.5' passes more parameters to papermill
 #   FLAGS='slow cuda'      let `make test` run what carries these flags too
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -21,16 +21,20 @@ STAMP := $(VENV)/.installed
 ACTIVATE = set -euo pipefail; bin="$$(cd "$(VENV)/bin" && pwd)"; unset PYTHONHOME IN_TEST; export PATH="$$bin:$$PATH" \
 	JUPYTER_PATH="$${bin%/bin}/share/jupyter$${JUPYTER_PATH:+:$$JUPYTER_PATH}"
 
+EXPERIMENTS := gaze resnet18 pyramidnet teachers label_smoothing temperature tables
+
 .DEFAULT_GOAL := help
-.PHONY: help gaze test export clean-nbs prepare
+.PHONY: help $(EXPERIMENTS) test export clean-nbs prepare
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo "  make NAME       one of the other experiments, likewise: $(filter-out gaze,$(EXPERIMENTS))"
 	@echo "  settings: PYTHON VENV PIP_ARGS PRESET SEED ARGS FLAGS WORKERS (see the head of the Makefile)"
 
-gaze: $(STAMP)  ## run the gaze experiment (PRESET=demo SEED=1) into outputs/gaze/PRESET/seedSEED.ipynb
-	@$(ACTIVATE); mkdir -p "outputs/gaze/$(PRESET)"; \
-	papermill nbs/gaze.ipynb "outputs/gaze/$(PRESET)/seed$(SEED).ipynb" --log-output -p seed $(SEED) -p preset $(PRESET) $(ARGS)
+gaze: ## run the gaze experiment (PRESET=demo SEED=1) into outputs/gaze/PRESET/seedSEED.ipynb
+$(EXPERIMENTS): $(STAMP)
+	@$(ACTIVATE); mkdir -p "outputs/$@/$(PRESET)"; \
+	papermill "nbs/$@.ipynb" "outputs/$@/$(PRESET)/seed$(SEED).ipynb" --log-output -p seed $(SEED) -p preset $(PRESET) $(ARGS)
 
 # Every step sees an empty XCL_HOME that is removed afterwards, so neither finished runs are read nor any touched.
 test: $(STAMP)  ## export check, notebook tests, pytest, ruff

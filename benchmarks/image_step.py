@@ -1,6 +1,6 @@
 """A ResNet-18 training step on 32x32 images, against a plain PyTorch loop that does the same work.
 
-    python benchmarks/image_step.py                     prints two tables; about four minutes on a quiet CPU
+    python benchmarks/image_step.py                     prints two tables; about two minutes on a quiet CPU
     python benchmarks/image_step.py --out outputs/benchmarks/image_step.json
     python benchmarks/image_step.py --device cuda --width 64 --members 8 --images 0 --steps 50 --precision bf16
 

@@ -307,6 +307,23 @@ def test_pickle_of_another_md5_is_not_opened(tmp_path, monkeypatch, name):
     reads(folder, folder/name, 'md5', 'expected')
 
 
+class Creates:
+    "Whoever unpickles it creates a file."
+    def __init__(self, path): self.path = path
+    def __reduce__(self): return open, (str(self.path), 'w')
+
+
+@pytest.mark.parametrize('name', ['train', 'test', 'meta'])
+def test_code_in_a_pickle_of_another_md5_never_runs(tmp_path, monkeypatch, name):
+    folder, trace = write_pickles(tmp_path/'d', monkeypatch), tmp_path/'trace'
+    whole = pickle.loads((folder/name).read_bytes())
+    (folder/name).write_bytes(pickle.dumps(whole | dict(more=Creates(trace))))
+    for d in folder, folder.parent: reads(d, folder/name, 'md5', 'expected')
+    assert not trace.exists()
+    pickle.loads((folder/name).read_bytes())['more'].close()
+    assert trace.exists(), 'the payload was to work'
+
+
 @pytest.mark.parametrize('change, words', [
     (dict(data=SPLITS['train'][0]), ['(12, 32, 32, 3)', '(n, 3072)']),
     (dict(data=np.zeros((12, 3072))), ['float64', 'uint8']),

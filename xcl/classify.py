@@ -20,13 +20,11 @@ from .teachers import Teacher
 from .train import Loop, Train, image_run, image_teachers, trained
 
 # %% ../nbs/10_classify.ipynb #cell-5
+_SAME = dict(val_fraction=0., store='off')
 PRESETS = dict(
-    smoke=dict(dataset='digits', train_size=128, budget=.005, width=16, members=2, seeds=2, precision='fp32', val_every=1, store='off',
-               depth=11, alpha=16.),
-    demo=dict(dataset='digits', train_size=128, budget=.5, width=16, members=2, seeds=3, precision='fp32', val_every=10, store='off',
-              depth=11, alpha=48.),
-    paper=dict(dataset='cifar100', train_size=0, budget=1., width=64, members=8, seeds=3, precision='fp32', val_every=1, store='off',
-               depth=200, alpha=240.))
+    smoke=dict(_SAME, dataset='digits', train_size=128, budget=.005, width=16, members=2, seeds=2, precision='fp32', val_every=1, depth=11, alpha=16.),
+    demo=dict(_SAME, dataset='digits', train_size=128, budget=.5, width=16, members=2, seeds=3, precision='fp32', val_every=10, depth=11, alpha=48.),
+    paper=dict(_SAME, dataset='cifar100', train_size=0, budget=1., width=64, members=8, seeds=3, precision='fp32', val_every=1, depth=200, alpha=240.))
 
 def presets(names:tuple,  # parameters left at None that the notebook has
             **changes,    # preset -> {parameter: value} of the section
@@ -35,7 +33,7 @@ def presets(names:tuple,  # parameters left at None that the notebook has
     return {p: {k: v for k, v in {**d, **changes.get(p, {})}.items() if k in names} for p, d in PRESETS.items()}
 
 RULES = dict(seed=slice(0, 10**6), seeds=slice(1, 100), budget=slice(.001, 1), members=slice(1, 64), width=slice(1, 1024),
-             train_size=slice(0, 10**7), val_every=slice(1, 10**4), dataset=IMAGE_SOURCES, precision=('fp32', 'bf16'),
+             train_size=slice(0, 10**7), val_fraction=slice(0, .9), val_every=slice(1, 10**4), dataset=IMAGE_SOURCES, precision=('fp32', 'bf16'),
              store=('off', 'half', 'full'), temper=TEMPERS, device=('auto', 'cpu', 'cuda'), depth=slice(11, 1100), alpha=slice(1, 1000))
 
 # %% ../nbs/10_classify.ipynb #cell-7
@@ -46,12 +44,13 @@ def section(name:str,           # e.g. 'resnet18': the folder below outputs/
     if (P.dataset != 'digits') != bool(P.data_dir):
         raise ParameterError(f'data_dir is {P.data_dir!r} with dataset {P.dataset}; allowed: a path, but empty with digits')
     P.seeds, P.shared_teacher = list(range(P.seed, P.seed + P.seeds)), True
-    data = image_data(P.dataset, P.data_dir, download=getattr(P, 'download', False), train_size=P.train_size)
+    data = image_data(P.dataset, P.data_dir, download=getattr(P, 'download', False), train_size=P.train_size, val_fraction=P.val_fraction)
     whole = image_set(P.dataset, P.data_dir, data.size)
     words = {'digits': "scikit-learn's handwritten digits, 8x8 enlarged to 16x16 (not CIFAR-100)", 'cifar10': 'CIFAR-10', 'cifar100': 'CIFAR-100',
              'folder': f'images of a folder, {data.size}x{data.size}'}[P.dataset]
     words += f', {P.train_size or len(whole.train):,} of {len(whole.train):,} training images, {len(whole.test):,} for testing'
-    shapes = {'resnet18': (('width', P.width),), 'pyramidnet': (('alpha', getattr(P, 'alpha', 240.)), ('depth', getattr(P, 'depth', 200)))}
+    pyramid = ('alpha', getattr(P, 'alpha', 240.)), ('depth', getattr(P, 'depth', 200))
+    shapes = {'resnet18': (('width', getattr(P, 'width', 64)),), 'pyramidnet': pyramid}
     return SimpleNamespace(name=name, P=P, data=data, names=whole.names, machine=Machine(P.device, P.data_dir, store=P.store != 'off'),
                            shapes=shapes, words=words, out=report_folder(name, P), stem=report_name(P))
 

@@ -504,7 +504,7 @@ def report_folder(section:str,       # e.g. 'gaze'
                   P:SimpleNamespace, # checked parameters: preset, dataset, data_dir
                  )->Path:
     "Folder of a report, made if need be."
-    name = P.preset if not P.data_dir else f'{P.dataset}-{Path(P.data_dir).stem}'.lower()
+    name = '-'.join(dict.fromkeys((P.dataset, Path(P.data_dir).stem.lower()))) if P.data_dir else P.preset
     folder = (home()/'reports' if P.preset == 'smoke' else root()/'outputs')/section/name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -513,7 +513,7 @@ def report_name(P:SimpleNamespace, # checked parameters: data_dir, preset, seeds
                )->str:
     "Start of a report's file names, e.g. 'seed1' or 'seeds1-3-budget0.25': a table with other parameters overwrites nothing."
     seeds = f'seed{P.seeds[0]}' if len(P.seeds) == 1 else f'seeds{P.seeds[0]}-{P.seeds[-1]}'
-    changed = [f'{k}{v}' for k, v in P.changed.items() if k not in ('seeds', 'dataset')]
+    changed = [f'{k}{v}' for k, v in P.changed.items() if k not in ('seeds', 'dataset', 'val_every')]
     return '-'.join(([P.preset] if P.data_dir else []) + [seeds] + changed)
 
 # %% ../nbs/09_report.ipynb #cell-80

@@ -1,0 +1,83 @@
+"""Real processes that train, for tests that kill them.
+
+A fork server has imported PyTorch once, so that a child is up at once and can be killed often.
+"""
+import multiprocessing
+import os
+import re
+import sys
+import time
+
+import torch
+
+from xcl.runs import Machine, ensure
+from xcl.train import Loop
+
+SERVER = multiprocessing.get_context('forkserver')
+SERVER.set_forkserver_preload(['xcl.train', 'xcl.eyes', 'torch._dynamo'])   # the last: 900 modules that a first optimiser imports
+OF_THE_MACHINE = ('provenance.json', 'holder.json', 'lock')   # files that may differ between two runs of one config
+
+
+def work(cfg, home, log, hook=None, checkpoint_s=.05, pace=0., store=False):
+    "What a child does: ask for a run, and write to `log` what it prints and each training that it begins or takes up. `pace`: rest after each step."
+    os.environ['XCL_HOME'] = str(home)
+    torch.set_num_threads(1)
+    sys.stdout = open(log, 'a', buffering=1)
+    if hook: hook[0](*hook[1:])
+    begin, step = Loop.__init__, Loop.train_step
+
+    def loud(self, cfg, run):
+        begin(self, cfg, run)
+        print(f'{run.folder.name} from step {self.step}')
+
+    def slow(self):
+        step(self)
+        time.sleep(pace)
+    Loop.__init__, Loop.train_step = loud, slow
+    ensure(cfg, Machine('cpu', progress=False, checkpoint_s=checkpoint_s, store=store))
+
+
+def start(*args, **kw):
+    child = SERVER.Process(target=work, args=args, kwargs=kw, daemon=True)
+    child.start()
+    return child
+
+
+def make(*args, **kw):
+    "Exit code of a child that nobody disturbs."
+    child = start(*args, **kw)
+    child.join(120)
+    return child.exitcode
+
+
+def until(true, child, seconds=60):
+    "Wait for `true()`, or for the end of the child."
+    end = time.monotonic() + seconds
+    while not true() and child.is_alive():
+        assert time.monotonic() < end, f'nothing happened in {seconds} s'
+        time.sleep(.002)
+
+
+def text(log): return log.read_text() if log.exists() else ''
+
+
+def begun(log): return [(name, int(step)) for name, step in re.findall(r'(\S+) from step (\d+)', text(log))]
+
+
+def folder(cfg): return f'{cfg.slug}-{cfg.hash}'
+
+
+def checkpoints(home): return {(p.parent.name, p.stat().st_ino) for p in home.glob('*/checkpoint.safetensors')}
+
+
+def records(home):
+    "Every file below `home` that configs alone decide, as bytes."
+    return {p.relative_to(home).as_posix(): p.read_bytes() for p in home.rglob('*') if p.is_file() and p.name not in OF_THE_MACHINE}
+
+
+def of(cfg, found): return {k: v for k, v in found.items() if k.startswith(folder(cfg) + '/')}
+
+
+def assert_same(a, b):
+    assert sorted(a) == sorted(b)
+    assert not [name for name in a if a[name] != b[name]], 'not the same bytes'

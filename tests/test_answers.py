@@ -1,0 +1,332 @@
+"""Stored answers across processes and mishaps: a store changes no weight, and where it cannot be used, nothing is lost and nothing trained.
+
+Digits, networks of width 16, 128 training images, eight steps. What every test needs (the decoded digits and two finished teachers) is copied into
+its home. Training that is compared bit by bit runs in children, which have one thread (see children.py).
+"""
+import errno
+import itertools
+import os
+import re
+import shutil
+import signal
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from children import assert_same, begun, checkpoints, folder, make, of, records, start, text, until
+
+from xcl.answers import AnswerFile
+from xcl.data import CropFlip, image_data
+from xcl.runs import Machine, Run, ensure, read_tensors, rng, write_tensors
+from xcl.teachers import Teacher
+from xcl.train import Loop, Recipe, Train, image_row
+from xcl.transfer import Coin, CutMix, Empirical, MixUp
+
+SMALL = Recipe('sgd', .05, 32, 2, (1.5,), weight_decay=5e-4)   # 8 steps, 4 of them to an epoch
+LIVE, STORE = (Machine('cpu', progress=False, checkpoint_s=1e9, store=s) for s in (False, True))
+MEMBERS = 2
+
+
+@pytest.fixture(scope='module')
+def base(tmp_path_factory):
+    "A home with decoded digits and finished teachers, and the configs that everything here derives from."
+    home = tmp_path_factory.mktemp('base')
+    with pytest.MonkeyPatch.context() as mp:
+        mp.setenv('XCL_HOME', str(home))
+        data = image_data('digits', train_size=128, val_fraction=.1, augment=CropFlip(2, True))
+        method, family = image_row('CutMix', 10)
+        members = tuple(Train('resnet18', family, data, method, replace(SMALL, epochs=1, milestones=()), m, shape=(('width', 16),))
+                        for m in range(MEMBERS))
+        for m in members: ensure(m, LIVE)
+    return SimpleNamespace(home=home, data=data, members=members)
+
+
+@pytest.fixture
+def ask(base, xcl_home):
+    "This test's home, with a copy of the base in it, and the maker of its students."
+    shutil.copytree(base.home, xcl_home)
+
+    def student(row='XCL-Mix', answers='exact', width=16, epochs=2):
+        method, family = image_row(row, 10)
+        recipe, shape = replace(SMALL, epochs=epochs), (('width', width),)
+        return Train('resnet18', family, base.data, method, recipe, 1, base.members, shape=shape, answers=answers)
+    return student
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    "Grows by one with each question to the teacher."
+    calls, outs = [], Teacher.outs
+    monkeypatch.setattr(Teacher, 'outs', lambda self, *x: calls.append(len(x[0])) or outs(self, *x))
+    return calls
+
+
+@pytest.fixture
+def no_step(monkeypatch): monkeypatch.setattr(Loop, 'train_step', lambda self: pytest.fail('it trains'))
+
+
+def store(home): return next(iter(home.glob('answers/*.answers')))
+
+
+def fills(cfg, machine=STORE):
+    "Train a student, and return its home's store."
+    run = ensure(cfg, machine)
+    return store(run.folder.parent)
+
+
+def same_run(a, b):
+    "Two finished runs ended in the same bits."
+    assert a.result == b.result and a.curve == b.curve
+    a, b = a.tensors(), b.tensors()
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def live(cfg, home, monkeypatch):
+    "The run of `cfg` without any store, in another home, which shares the teachers."
+    other = home.parent/'live'
+    shutil.copytree(home, other, ignore=lambda d, names: [n for n in names if n == 'answers' or n.startswith(folder(cfg))])
+    with monkeypatch.context() as mp:
+        mp.setenv('XCL_HOME', str(other))
+        return ensure(cfg, LIVE)
+
+
+# ---- killed while writing ----
+
+def die_storing(k, when):
+    "Have this process killed in its k-th writing of answers: with half of them in the file, before or after the record is marked."
+    call, write = itertools.count(1), AnswerFile.write
+
+    def dies(self, step, answer):
+        if next(call) != k: return write(self, step, answer)
+        if when == 'half': self.map[step]['answer'][:len(answer)//2] = answer.numpy()[:len(answer)//2]
+        if when == 'unmarked': self.map[step]['answer'] = answer.numpy()
+        if when == 'marked': write(self, step, answer)
+        os.kill(os.getpid(), signal.SIGKILL)
+    AnswerFile.write = dies
+
+
+@pytest.mark.parametrize('answers', ['half', 'exact'])
+def test_killed_while_storing(ask, xcl_home, tmp_path, answers):
+    "Three kills in a row, the first two without a checkpoint, so that the next attempt begins at step 0 and reads what the others had stored."
+    cfg, log, asks_live, stores = ask(answers=answers), tmp_path/'log', tmp_path/'live', tmp_path/'undisturbed'
+    for home in asks_live, stores: shutil.copytree(xcl_home, home)
+    for home in asks_live, stores: assert make(cfg, home, log, checkpoint_s=1e9, store=home == stores) == 0
+    for k, when, every in (2, 'half', 1e9), (2, 'unmarked', 1e9), (2, 'marked', -1):
+        assert make(cfg, xcl_home, log, (die_storing, k, when), checkpoint_s=every, store=True) == -signal.SIGKILL, text(log)
+    assert make(cfg, xcl_home, log, store=True) == 0
+    assert [step for _, step in begun(log)] == [0, 0, 0, 0, 0, 3], 'one stored, two stored, two more and a checkpoint after each step'
+    found = records(xcl_home)
+    assert_same(found, records(stores))
+    assert_same({k: v for k, v in found.items() if not k.startswith('answers/')}, records(asks_live))
+
+
+@pytest.mark.parametrize('row', ['CutMix', 'LS 0.1'])
+def test_killed_classification_run(base, xcl_home, tmp_path, row):
+    "Labels, augmentation and the coin: killed in the middle of epochs, it ends in the same bytes, the entropy of its targets included."
+    method, family = image_row(row, 10)
+    method = replace(method, transfer=Coin(CutMix(), Empirical()) if row == 'CutMix' else Coin(MixUp(), CutMix(per_sample=True)))
+    cfg = replace(base.members[0], data=replace(base.data, augment=CropFlip(4, True)), method=method, family=family, recipe=SMALL, seed=7)
+    log, undisturbed, g, kills = tmp_path/'log', tmp_path/'undisturbed', rng(0, 'kills'), 0
+    for home in xcl_home, undisturbed: shutil.copytree(base.home, home)
+    assert make(cfg, undisturbed, log, checkpoint_s=1e9) == 0
+    for _ in range(3):
+        seen, child = checkpoints(xcl_home), start(cfg, xcl_home, log, checkpoint_s=-1, pace=.05)
+        until(lambda: checkpoints(xcl_home) - seen, child)     # noqa: B023
+        time.sleep(g.uniform(0, .1))
+        child.kill()
+        child.join(60)
+        kills += child.exitcode == -signal.SIGKILL and not Run(cfg).done
+    assert make(cfg, xcl_home, log) == 0
+    assert kills >= 2 and any(step % 4 for _, step in begun(log)), f'{kills} kills: {begun(log)}'
+    assert_same(records(xcl_home), records(undisturbed))
+    run = Run(cfg)
+    entropies = [row['target_entropy'] for row in run.curve]
+    assert len(entropies) == 2 and all(0 < h < 1 for h in entropies) and run.result['target_entropy'] == entropies[-1]
+
+
+# ---- another student of the stream ----
+
+@pytest.mark.parametrize('answers, other', [('exact', dict(row='XCL-Mix T=5')), ('half', dict(width=24))], ids=['temperature', 'width'])
+def test_later_student_asks_nobody(ask, xcl_home, asked, monkeypatch, answers, other):
+    "One question, for the shape of an answer, and the weights of the live teacher."
+    path = fills(ask(answers=answers))
+    before, cfg = path.read_bytes(), ask(answers=answers, **other)
+    assert len(asked) == 9, 'eight steps, and one for the shape'
+    asked.clear()
+    run = ensure(cfg, STORE)
+    assert len(asked) == 1 and [o.read_bytes() for o in xcl_home.glob('answers/*.answers')] == [before]
+    same_run(run, live(cfg, xcl_home, monkeypatch))
+
+
+def test_longer_student_asks_only_for_what_is_missing(ask, asked, xcl_home, monkeypatch):
+    path = fills(ask(epochs=1))
+    first = path.read_bytes()
+    asked.clear()
+    run = ensure(cfg := ask(), STORE)
+    assert len(asked) == 5, 'four steps, and one for the shape'
+    assert path.read_bytes()[:len(first)] == first and path.stat().st_size > len(first)
+    same_run(run, live(cfg, xcl_home, monkeypatch))
+
+
+def test_another_stream_is_another_file(ask, base, asked):
+    first = ask(epochs=1)
+    for cfg in first, ask('KD', epochs=1), replace(first, answers='half'), replace(first, seed=2): path = fills(cfg)
+    assert len(list(path.parent.glob('*.answers'))) == 4 and len(asked) == 4*5
+
+
+def test_two_students_fill_one_store_at_once(ask, xcl_home, tmp_path):
+    "What they write is what one of them writes alone."
+    a, b, alone = ask(), ask('XCL-Mix T=5'), tmp_path/'alone'
+    shutil.copytree(xcl_home, alone)
+    log, other = tmp_path/'log', tmp_path/'other'
+    children = [start(a, xcl_home, log, pace=.03, store=True), start(b, xcl_home, other, pace=.03, store=True)]
+    until(lambda: begun(log) and begun(other), children[0])
+    both = all(c.is_alive() for c in children)
+    for c in children: c.join(60)
+    assert both and [c.exitcode for c in children] == [0, 0], text(log) + text(other)
+    assert (text(log) + text(other)).count('storing') == 1, 'one of them makes the file'
+    for cfg in a, b: assert make(cfg, alone, tmp_path/'log alone', store=cfg == a) == 0      # b asks live
+    for cfg in a, b: assert_same(of(cfg, records(xcl_home)), of(cfg, records(alone)))
+    assert store(alone).read_bytes() == store(xcl_home).read_bytes()
+
+
+# ---- stores that cannot be used ----
+
+def refused(cfg, error, words, home):
+    "`cfg` is refused with an `error` that says `words`; every record below `home` stays, the student's own folder gains its config at most."
+    before = records(home)
+    with pytest.raises(error, match=words) as e: ensure(cfg, STORE)
+    after = records(home)
+    new = set(after) - set(before) - {f'{folder(cfg)}/config.json'}
+    assert not [n for n in new if not n.endswith('.lock')], new
+    assert_same({k: after[k] for k in before}, before)
+    assert not Run(cfg).done
+    return e.value
+
+
+def test_store_of_other_weights_is_refused(ask, base, xcl_home, no_step, monkeypatch):
+    "The same configs, but a teacher was trained again, by another version of torch, say."
+    with monkeypatch.context() as mp:
+        mp.setattr(Loop, 'train_step', REAL_STEP)
+        fills(ask())
+    path = xcl_home/folder(base.members[1])/'weights.safetensors'
+    write_tensors(path, {k: v + 1e-6 if v.is_floating_point() else v for k, v in read_tensors(path).items()})
+    refused(ask(width=24), ValueError, 'holds other answers: made_by is .*, expected .* Remove it to have the answers asked again', xcl_home)
+
+
+REAL_STEP = Loop.train_step
+
+
+def full_disk(mp, how):
+    "No room, seen beforehand or only when it is taken."
+    if how == 'seen': mp.setattr(shutil, 'disk_usage', lambda path: SimpleNamespace(free=1000))
+    else: mp.setattr(os, 'posix_fallocate', refuse_room, raising=False)
+
+
+def refuse_room(fd, offset, size):
+    "A system that gives part of the room before it finds that there is no more."
+    os.ftruncate(fd, offset + size//2)
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+
+FULL = dict(seen=r'8 steps of answers of .* kB in \S+ need .* GB more, .* GB are free\. Nothing was written; without a store', taken='No space left')
+
+
+@pytest.mark.parametrize('how', FULL)
+def test_full_disk(ask, xcl_home, no_step, monkeypatch, how):
+    cfg = ask()
+    full_disk(monkeypatch, how)
+    assert refused(cfg, OSError, FULL[how], xcl_home).errno == errno.ENOSPC
+    assert not list(xcl_home.glob('answers/*.answers'))
+
+
+@pytest.mark.parametrize('how', FULL)
+def test_full_disk_when_a_run_goes_on(ask, xcl_home, monkeypatch, how):
+    "A student with a checkpoint, taken up with a store that finds no room: its checkpoint stays, and without the store it ends as if never stopped."
+    cfg = ask()
+    ensure(done := ask('KD', epochs=1), LIVE)
+    (run := Run(cfg, LIVE)).folder.mkdir()
+    loop = Loop(cfg, run)
+    for _ in range(3): loop.train_step()
+    loop.save()
+    with monkeypatch.context() as mp:
+        full_disk(mp, how)
+        mp.setattr(Loop, 'train_step', lambda self: pytest.fail('it trains'))
+        refused(cfg, OSError, FULL[how], xcl_home)
+    assert Run(done).done and (run.folder/'checkpoint.safetensors').exists() and not list(xcl_home.glob('answers/*.answers'))
+    fresh = live(cfg, xcl_home, monkeypatch)
+    same_run(ensure(cfg, STORE), fresh)
+
+
+@pytest.mark.parametrize('how', FULL)
+def test_full_disk_when_a_store_grows(ask, xcl_home, asked, monkeypatch, how):
+    "The store keeps what it has: its length, its answers."
+    path = fills(ask())
+    before = path.read_bytes()
+    with monkeypatch.context() as mp:
+        full_disk(mp, how)
+        mp.setattr(Loop, 'train_step', lambda self: pytest.fail('it trains'))
+        refused(ask(epochs=9), OSError, FULL[how].replace('8', '36'), xcl_home)
+        asked.clear()
+    ensure(ask(width=24), STORE)
+    assert path.read_bytes() == before and len(asked) == 1
+
+
+# ---- damage ----
+
+@pytest.mark.parametrize('records_left', [0, .5, 5.5, 7.99])
+def test_store_cut_short_is_filled_again(ask, xcl_home, asked, monkeypatch, records_left):
+    path = fills(ask())
+    whole = path.read_bytes()
+    record = (len(whole) - len(head(whole)))//8
+    path.write_bytes(whole[:len(head(whole)) + int(records_left*record)])
+    asked.clear()
+    run = ensure(cfg := ask('XCL-Mix T=5'), STORE)
+    assert len(asked) == 1 + 8 - int(records_left) and path.read_bytes() == whole
+    if records_left == 5.5: same_run(run, live(cfg, xcl_home, monkeypatch))
+
+
+def head(whole):
+    "The header: a line of JSON, padded to whole pages."
+    n = whole.index(b'\n') + 1
+    return whole[:n + -n % 4096]
+
+
+@pytest.mark.parametrize('change, words', [
+    (lambda b: b[:100], 'is no file of answers'),
+    (lambda b: b'\xff'*len(b), 'is no file of answers'),
+    (lambda b: b.replace(b'"batch": 32', b'"batch": 64', 1), 'holds other answers: stream is'),
+    (lambda b: b.replace(b'xcl answers 1', b'xcl answers 2', 1), 'holds other answers: format is xcl answers 2, expected xcl answers 1')])
+def test_damaged_header_is_refused(ask, xcl_home, no_step, monkeypatch, change, words):
+    with monkeypatch.context() as mp:
+        mp.setattr(Loop, 'train_step', REAL_STEP)
+        path = fills(ask())
+    path.write_bytes(change(path.read_bytes()))
+    refused(ask(width=24), ValueError, f'{re.escape(str(path))} {words}', xcl_home)
+
+
+def test_flipped_bits_are_asked_again(ask, xcl_home, asked, capsys):
+    path = fills(ask())
+    whole = path.read_bytes()
+    record, bad = (len(whole) - len(head(whole)))//8, bytearray(whole)
+    for step in 2, 7: bad[len(head(whole)) + step*record + 5] ^= 4
+    path.write_bytes(bad)
+    asked.clear()
+    ensure(ask(width=24), STORE)
+    assert '2 of 8 stored steps fail their checksum and are asked again' in capsys.readouterr().out
+    assert len(asked) == 3 and path.read_bytes() == whole
+
+
+# ---- what is in it ----
+
+def test_half_answers_are_live_half_answers(ask, xcl_home):
+    "The file holds the members' log-probabilities in half precision, for every step."
+    path = fills(ask(answers='half', epochs=1))
+    whole = path.read_bytes()
+    kind = np.dtype([('answer', '<f2', (32, MEMBERS, 10)), ('mark', '<u8')])
+    found = np.frombuffer(whole[len(head(whole)):], kind)
+    assert len(found) == 4 and (found['mark'] != 0).all()
+    torch.testing.assert_close(torch.from_numpy(found['answer'].astype('f4')).exp().sum(-1), torch.ones(4, 32, MEMBERS), atol=2e-3, rtol=0)
