@@ -11,6 +11,7 @@ import shutil
 import signal
 import time
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -44,16 +45,35 @@ def base(tmp_path_factory):
     return SimpleNamespace(home=home, data=data, members=members)
 
 
+def student(base, row='XCL-Mix', answers='exact', width=16, epochs=2):
+    method, family = image_row(row, 10)
+    recipe, shape = replace(SMALL, epochs=epochs), (('width', width),)
+    return Train('resnet18', family, base.data, method, recipe, 1, base.members, shape=shape, answers=answers)
+
+
 @pytest.fixture
 def ask(base, xcl_home):
-    "This test's home, with a copy of the base in it, and the maker of its students."
+    "A copy of the base in this test's home, and the maker of students."
     shutil.copytree(base.home, xcl_home)
+    return partial(student, base)
 
-    def student(row='XCL-Mix', answers='exact', width=16, epochs=2):
-        method, family = image_row(row, 10)
-        recipe, shape = replace(SMALL, epochs=epochs), (('width', width),)
-        return Train('resnet18', family, base.data, method, recipe, 1, base.members, shape=shape, answers=answers)
-    return student
+
+@pytest.fixture(scope='module')
+def with_store(base, tmp_path_factory):
+    "A home in which one student has trained and stored."
+    home = tmp_path_factory.mktemp('with_store')
+    shutil.copytree(base.home, home, dirs_exist_ok=True)
+    with pytest.MonkeyPatch.context() as mp:
+        mp.setenv('XCL_HOME', str(home))
+        ensure(student(base), STORE)
+    return home
+
+
+@pytest.fixture
+def filled(ask, with_store, xcl_home):
+    "The store of `ask()`, which has finished, in this test's home."
+    shutil.copytree(with_store, xcl_home, dirs_exist_ok=True)
+    return store(xcl_home)
 
 
 @pytest.fixture
@@ -207,17 +227,11 @@ def refused(cfg, error, words, home):
     return e.value
 
 
-def test_store_of_other_weights_is_refused(ask, base, xcl_home, no_step, monkeypatch):
+def test_store_of_other_weights_is_refused(ask, base, filled, xcl_home, no_step):
     "The same configs, but a teacher was trained again, by another version of torch, say."
-    with monkeypatch.context() as mp:
-        mp.setattr(Loop, 'train_step', REAL_STEP)
-        fills(ask())
     path = xcl_home/folder(base.members[1])/'weights.safetensors'
     write_tensors(path, {k: v + 1e-6 if v.is_floating_point() else v for k, v in read_tensors(path).items()})
     refused(ask(width=24), ValueError, 'holds other answers: made_by is .*, expected .* Remove it to have the answers asked again', xcl_home)
-
-
-REAL_STEP = Loop.train_step
 
 
 def full_disk(mp, how):
@@ -262,30 +276,27 @@ def test_full_disk_when_a_run_goes_on(ask, xcl_home, monkeypatch, how):
 
 
 @pytest.mark.parametrize('how', FULL)
-def test_full_disk_when_a_store_grows(ask, xcl_home, asked, monkeypatch, how):
+def test_full_disk_when_a_store_grows(ask, filled, xcl_home, asked, monkeypatch, how):
     "The store keeps what it has: its length, its answers."
-    path = fills(ask())
-    before = path.read_bytes()
+    before = filled.read_bytes()
     with monkeypatch.context() as mp:
         full_disk(mp, how)
         mp.setattr(Loop, 'train_step', lambda self: pytest.fail('it trains'))
         refused(ask(epochs=9), OSError, FULL[how].replace('8', '36'), xcl_home)
         asked.clear()
     ensure(ask(width=24), STORE)
-    assert path.read_bytes() == before and len(asked) == 1
+    assert filled.read_bytes() == before and len(asked) == 1
 
 
 # ---- damage ----
 
 @pytest.mark.parametrize('records_left', [0, .5, 5.5, 7.99])
-def test_store_cut_short_is_filled_again(ask, xcl_home, asked, monkeypatch, records_left):
-    path = fills(ask())
-    whole = path.read_bytes()
+def test_store_cut_short_is_filled_again(ask, filled, xcl_home, asked, monkeypatch, records_left):
+    whole = filled.read_bytes()
     record = (len(whole) - len(head(whole)))//8
-    path.write_bytes(whole[:len(head(whole)) + int(records_left*record)])
-    asked.clear()
+    filled.write_bytes(whole[:len(head(whole)) + int(records_left*record)])
     run = ensure(cfg := ask('XCL-Mix T=5'), STORE)
-    assert len(asked) == 1 + 8 - int(records_left) and path.read_bytes() == whole
+    assert len(asked) == 1 + 8 - int(records_left) and filled.read_bytes() == whole
     if records_left == 5.5: same_run(run, live(cfg, xcl_home, monkeypatch))
 
 
@@ -300,24 +311,19 @@ def head(whole):
     (lambda b: b'\xff'*len(b), 'is no file of answers'),
     (lambda b: b.replace(b'"batch": 32', b'"batch": 64', 1), 'holds other answers: stream is'),
     (lambda b: b.replace(b'xcl answers 1', b'xcl answers 2', 1), 'holds other answers: format is xcl answers 2, expected xcl answers 1')])
-def test_damaged_header_is_refused(ask, xcl_home, no_step, monkeypatch, change, words):
-    with monkeypatch.context() as mp:
-        mp.setattr(Loop, 'train_step', REAL_STEP)
-        path = fills(ask())
-    path.write_bytes(change(path.read_bytes()))
-    refused(ask(width=24), ValueError, f'{re.escape(str(path))} {words}', xcl_home)
+def test_damaged_header_is_refused(ask, filled, xcl_home, no_step, change, words):
+    filled.write_bytes(change(filled.read_bytes()))
+    refused(ask(width=24), ValueError, f'{re.escape(str(filled))} {words}', xcl_home)
 
 
-def test_flipped_bits_are_asked_again(ask, xcl_home, asked, capsys):
-    path = fills(ask())
-    whole = path.read_bytes()
+def test_flipped_bits_are_asked_again(ask, filled, asked, capsys):
+    whole = filled.read_bytes()
     record, bad = (len(whole) - len(head(whole)))//8, bytearray(whole)
     for step in 2, 7: bad[len(head(whole)) + step*record + 5] ^= 4
-    path.write_bytes(bad)
-    asked.clear()
+    filled.write_bytes(bad)
     ensure(ask(width=24), STORE)
     assert '2 of 8 stored steps fail their checksum and are asked again' in capsys.readouterr().out
-    assert len(asked) == 3 and path.read_bytes() == whole
+    assert len(asked) == 3 and filled.read_bytes() == whole
 
 
 # ---- what is in it ----

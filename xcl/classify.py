@@ -20,11 +20,11 @@ from .teachers import Teacher
 from .train import Loop, Train, image_run, image_teachers, trained
 
 # %% ../nbs/10_classify.ipynb #cell-5
-_SAME = dict(val_fraction=0., store='off')
+_SAME = dict(val_fraction=0., store='off', precision='fp32')
 PRESETS = dict(
-    smoke=dict(_SAME, dataset='digits', train_size=128, budget=.005, width=16, members=2, seeds=2, precision='fp32', val_every=1, depth=11, alpha=16.),
-    demo=dict(_SAME, dataset='digits', train_size=128, budget=.5, width=16, members=2, seeds=3, precision='fp32', val_every=10, depth=11, alpha=48.),
-    paper=dict(_SAME, dataset='cifar100', train_size=0, budget=1., width=64, members=8, seeds=3, precision='fp32', val_every=1, depth=200, alpha=240.))
+    smoke=dict(_SAME, dataset='digits', train_size=128, budget=.005, width=16, members=2, seeds=2, val_every=1, depth=11, alpha=16.),
+    demo=dict(_SAME, dataset='digits', train_size=128, budget=.5, width=16, members=2, seeds=3, val_every=10, depth=11, alpha=48.),
+    paper=dict(_SAME, dataset='cifar100', train_size=0, budget=1., width=64, members=8, seeds=3, val_every=1, depth=200, alpha=240.))
 
 def presets(names:tuple,  # parameters left at None that the notebook has
             **changes,    # preset -> {parameter: value} of the section
