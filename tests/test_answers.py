@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import time
 from dataclasses import replace
 from functools import partial
@@ -24,7 +25,7 @@ from xcl.data import CropFlip, image_data
 from xcl.runs import Machine, Run, ensure, read_tensors, rng, write_tensors
 from xcl.teachers import Teacher
 from xcl.train import Loop, Recipe, Train, image_row
-from xcl.transfer import Coin, CutMix, Empirical, MixUp
+from xcl.transfer import Coin, CutMix, Empirical
 
 SMALL = Recipe('sgd', .05, 32, 2, (1.5,), weight_decay=5e-4)   # 8 steps, 4 of them to an epoch
 LIVE, STORE = (Machine('cpu', progress=False, checkpoint_s=1e9, store=s) for s in (False, True))
@@ -132,28 +133,28 @@ def die_storing(k, when):
 def test_killed_while_storing(ask, xcl_home, tmp_path, answers):
     "Three kills in a row, the first two without a checkpoint, so that the next attempt begins at step 0 and reads what the others had stored."
     cfg, log, asks_live, stores = ask(answers=answers), tmp_path/'log', tmp_path/'live', tmp_path/'undisturbed'
-    for home in asks_live, stores: shutil.copytree(xcl_home, home)
-    for home in asks_live, stores: assert make(cfg, home, log, checkpoint_s=1e9, store=home == stores) == 0
+    for home in asks_live, *[stores]*(answers == 'exact'):
+        shutil.copytree(xcl_home, home)
+        assert make(cfg, home, log, checkpoint_s=1e9, store=home == stores) == 0
     for k, when, every in (2, 'half', 1e9), (2, 'unmarked', 1e9), (2, 'marked', -1):
         assert make(cfg, xcl_home, log, (die_storing, k, when), checkpoint_s=every, store=True) == -signal.SIGKILL, text(log)
     assert make(cfg, xcl_home, log, store=True) == 0
-    assert [step for _, step in begun(log)] == [0, 0, 0, 0, 0, 3], 'one stored, two stored, two more and a checkpoint after each step'
+    assert [step for _, step in begun(log)][-4:] == [0, 0, 0, 3], 'one stored, two stored, two more and a checkpoint after each step'
     found = records(xcl_home)
-    assert_same(found, records(stores))
+    if answers == 'exact': assert_same(found, records(stores))
     assert_same({k: v for k, v in found.items() if not k.startswith('answers/')}, records(asks_live))
 
 
-@pytest.mark.parametrize('row', ['CutMix', 'LS 0.1'])
-def test_killed_classification_run(base, xcl_home, tmp_path, row):
-    "Labels, augmentation and the coin: killed in the middle of epochs, it ends in the same bytes, the entropy of its targets included."
-    method, family = image_row(row, 10)
-    method = replace(method, transfer=Coin(CutMix(), Empirical()) if row == 'CutMix' else Coin(MixUp(), CutMix(per_sample=True)))
-    cfg = replace(base.members[0], data=replace(base.data, augment=CropFlip(4, True)), method=method, family=family, recipe=SMALL, seed=7)
+def test_killed_classification_run(base, xcl_home, tmp_path):
+    "Augmentation, the coin, smoothed labels: killed in the middle of epochs, it ends in the same bytes, the entropy of its targets included."
+    method, family = image_row('CutMix', 10)
+    assert method.transfer == Coin(CutMix(), Empirical())
+    cfg = replace(base.members[0], data=replace(base.data, augment=CropFlip(4, True)), family=replace(family, eps=.1), recipe=SMALL, seed=7)
     log, undisturbed, g, kills = tmp_path/'log', tmp_path/'undisturbed', rng(0, 'kills'), 0
     for home in xcl_home, undisturbed: shutil.copytree(base.home, home)
     assert make(cfg, undisturbed, log, checkpoint_s=1e9) == 0
     for _ in range(3):
-        seen, child = checkpoints(xcl_home), start(cfg, xcl_home, log, checkpoint_s=-1, pace=.05)
+        seen, child = checkpoints(xcl_home), start(cfg, xcl_home, log, checkpoint_s=-1, pace=.1)
         until(lambda: checkpoints(xcl_home) - seen, child)     # noqa: B023
         time.sleep(g.uniform(0, .1))
         child.kill()
@@ -197,16 +198,25 @@ def test_another_stream_is_another_file(ask, base, asked):
     assert len(list(path.parent.glob('*.answers'))) == 4 and len(asked) == 4*5
 
 
+def together(*logs):
+    "Have this process wait before each step until all the others have begun."
+    step = Loop.train_step
+
+    def waits(self):
+        end = time.monotonic() + 60
+        while not all(map(begun, logs)): time.sleep(.002 if time.monotonic() < end else sys.exit('the other has not begun'))
+        step(self)
+    Loop.train_step = waits
+
+
 def test_two_students_fill_one_store_at_once(ask, xcl_home, tmp_path):
     "What they write is what one of them writes alone."
     a, b, alone = ask(), ask('XCL-Mix T=5'), tmp_path/'alone'
     shutil.copytree(xcl_home, alone)
     log, other = tmp_path/'log', tmp_path/'other'
-    children = [start(a, xcl_home, log, pace=.03, store=True), start(b, xcl_home, other, pace=.03, store=True)]
-    until(lambda: begun(log) and begun(other), children[0])
-    both = all(c.is_alive() for c in children)
+    children = [start(cfg, xcl_home, mine, (together, log, other), store=True) for cfg, mine in ((a, log), (b, other))]
     for c in children: c.join(60)
-    assert both and [c.exitcode for c in children] == [0, 0], text(log) + text(other)
+    assert [c.exitcode for c in children] == [0, 0], text(log) + text(other)
     assert (text(log) + text(other)).count('storing') == 1, 'one of them makes the file'
     for cfg in a, b: assert make(cfg, alone, tmp_path/'log alone', store=cfg == a) == 0      # b asks live
     for cfg in a, b: assert_same(of(cfg, records(xcl_home)), of(cfg, records(alone)))
@@ -271,6 +281,7 @@ def test_full_disk_when_a_run_goes_on(ask, xcl_home, monkeypatch, how):
         mp.setattr(Loop, 'train_step', lambda self: pytest.fail('it trains'))
         refused(cfg, OSError, FULL[how], xcl_home)
     assert Run(done).done and (run.folder/'checkpoint.safetensors').exists() and not list(xcl_home.glob('answers/*.answers'))
+    if how == 'taken': return
     fresh = live(cfg, xcl_home, monkeypatch)
     same_run(ensure(cfg, STORE), fresh)
 

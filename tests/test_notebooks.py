@@ -12,11 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas
 import papermill
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = sorted(o for o in (ROOT/'nbs').glob('*.ipynb') if not re.match(r'\d\d[a-z]?_', o.name))
+COLLECTING = {'tables'}   # experiments that train nothing, but collect what others have trained
 TIMEOUT = 300   # seconds for one cell
 
 each = pytest.mark.parametrize('nb', EXPERIMENTS, ids=lambda o: o.stem)
@@ -42,6 +44,11 @@ def records(home):
     return {p.relative_to(home).as_posix(): p.read_bytes() for p in home.rglob('*.json') if p.name in ('curve.json', 'result.json')}
 
 
+def tables(home):
+    "Tables below `home`, as bytes."
+    return {p.relative_to(home).as_posix(): p.read_bytes() for p in home.rglob('*.csv')}
+
+
 def papermill_command(words, home, cwd):
     "A command line, run by a shell in `cwd`."
     done = subprocess.run(words, shell=True, cwd=cwd, env={**os.environ, 'XCL_HOME': str(home)}, capture_output=True, text=True, timeout=2*TIMEOUT)
@@ -51,17 +58,17 @@ def papermill_command(words, home, cwd):
 @pytest.fixture(scope='module', params=EXPERIMENTS, ids=lambda o: o.stem)
 def smoke(request, tmp_path_factory):
     "An experiment, executed twice with seed 7 in fresh homes, side by side."
-    nb, tmp = request.param, tmp_path_factory.mktemp(request.param.stem)
+    nb, tmp, trains = request.param, tmp_path_factory.mktemp(request.param.stem), request.param.stem not in COLLECTING
     git = subprocess.run(['git', 'status', '--porcelain', '--', 'outputs'], cwd=ROOT, capture_output=True, text=True).stdout
     before = outputs_of_checkout()
 
     def execute(k):
-        params = '-p preset smoke -p seed 7 -p device cpu'      # equal bits are promised on a CPU
+        params = '-p preset smoke -p seed 7' + ' -p device cpu'*trains      # equal bits are promised on a CPU
         papermill_command(f'{sys.executable} -m papermill {nb} {k}.ipynb {params} --no-progress-bar --execution-timeout {TIMEOUT}', tmp/k, tmp)
     with ThreadPoolExecutor(2) as pool: list(pool.map(execute, ('a', 'b')))
     cells = [c for c in json.loads((tmp/'a.ipynb').read_text())['cells'] if c['cell_type'] == 'code']
     after = subprocess.run(['git', 'status', '--porcelain', '--', 'outputs'], cwd=ROOT, capture_output=True, text=True).stdout
-    return SimpleNamespace(homes=(tmp/'a', tmp/'b'), cells=cells, outputs=[o for c in cells for o in c['outputs']], git=(git, after),
+    return SimpleNamespace(trains=trains, homes=(tmp/'a', tmp/'b'), cells=cells, outputs=[o for c in cells for o in c['outputs']], git=(git, after),
                            files=(before, outputs_of_checkout()))
 
 
@@ -78,7 +85,8 @@ def test_the_seed_arrives(smoke):
     "In what the notebook says, and in the configs of all that was trained: seeds 7, 8, ... and teachers 7001, 7002, ..., 8001, ..."
     assert re.search(r'\bseed 7\b', texts(smoke.outputs))
     configs = [json.loads(p.read_text()) for p in smoke.homes[0].glob('*/config.json')]
-    assert configs, 'nothing was trained'
+    assert bool(configs) == smoke.trains, 'something was trained' if configs else 'nothing was trained'
+    if not smoke.trains: return
     seeds = {s for c in configs for s in (c['seed'], *(t['seed'] for t in c['teachers']))}
     assert 7 in seeds and {s if s < 1000 else s//1000 for s in seeds} <= {7, 8, 9}, seeds
     splits = {c['data']['split'] for c in configs if 'split' in c['data']}
@@ -100,7 +108,7 @@ def test_it_is_quiet(smoke):
 
 
 def test_the_same_seed_gives_the_same_records(smoke):
-    a, b = map(records, smoke.homes)
+    a, b = map(records if smoke.trains else tables, smoke.homes)
     assert len(a) >= 2 and sorted(a) == sorted(b)
     assert not [k for k in a if a[k] != b[k]], 'not the same bytes'
 
@@ -144,7 +152,49 @@ SLIPS = {
 @pytest.mark.parametrize('slip', SLIPS)
 def test_slip_is_refused_at_once(nb, slip, tmp_path):
     params, message = SLIPS[slip]
+    if nb.stem in COLLECTING and 'budget' in params: message = r"unknown parameter 'budget'; allowed: .*\bruns_dir\b"
     assert re.search(f'ParameterError: .*{message}', refused(nb, tmp_path, **{'preset': 'smoke', **params}))
+
+
+# ---- tables of what has been trained ----
+
+def collected(tmp_path, runs_dir):
+    "The cells of Tables 2 to 5 that nbs/tables.ipynb makes of a folder: name -> (top-1, measured at); and what it says."
+    done = papermill.execute_notebook(ROOT/'nbs'/'tables.ipynb', tmp_path/'out.ipynb', dict(preset='smoke', runs_dir=str(runs_dir)),
+                                      kernel_name='python3', progress_bar=False, execution_timeout=TIMEOUT, cwd=tmp_path)
+    frames = [pandas.read_csv(p, comment='#', index_col=0) for p in sorted(Path(os.environ['XCL_HOME']).rglob('*-table[2345].csv'))]
+    assert [f.index.name for f in frames] == [f'table {k}' for k in (2, 3, 4, 5)]
+    cells = {(f.index.name, name): (row['top-1 (%)'], row['measured at']) for f in frames for name, row in f.iterrows()}
+    return cells, texts([o for c in done.cells if c.cell_type == 'code' for o in c.outputs])
+
+
+def test_tables_of_nothing(tmp_path):
+    "An empty folder: every cell says that it has not been measured, and none of ours has a number."
+    (tmp_path/'nothing').mkdir()
+    cells, said = collected(tmp_path, tmp_path/'nothing')
+    assert len(cells) == 19 and set(cells.values()) == {('-', 'not yet measured')}
+    assert '0 runs in 0 settings' in said and '0 at the full recipe, 0 at less, 19 not yet measured' in said
+
+
+def test_tables_of_two_records(tmp_path):
+    "Two seeds of one row of Table 3, at a twentieth of the recipe, fill one cell, which says so."
+    from xcl.data import ImageData
+    from xcl.train import image_run
+    data, shapes = ImageData('cifar100', 100, train_size=10_000), dict(resnet18=(('width', 16),))
+    configs = [image_run('LS 0.1', data, seed, .05, shapes) for seed in (1, 2)]
+    runs = [dict(run=c.slug, hash=c.hash, result=dict(top1=48. + 2*c.seed, target_entropy=.17), config=c.plain(),
+                 provenance=dict(commit='abc', dirty=False)) for c in configs]
+    (tmp_path/'reports').mkdir()
+    (tmp_path/'reports'/'toy-records.json').write_text(json.dumps(dict(records=[], runs=runs)))
+    cells, said = collected(tmp_path, tmp_path/'reports')
+    assert cells.pop(('table 3', 'LS 0.1')) == ('51.00 ± 1.41 (2)', 'budget 0.05, width 16, 10,000 images')
+    assert set(cells.values()) == {('-', 'not yet measured')}
+    assert '2 runs in 1 settings' in said and '0 at the full recipe, 1 at less, 18 not yet measured' in said
+
+
+def test_tables_names_a_folder_that_is_not_there(tmp_path):
+    said = refused(ROOT/'nbs'/'tables.ipynb', tmp_path, preset='smoke', runs_dir=str(tmp_path/'nowhere'))
+    assert re.search(f'ParameterError: runs_dir is .*{tmp_path}/nowhere.*allowed: a folder that exists', said)
 
 
 GAZE = [o for o in EXPERIMENTS if o.stem == 'gaze']
