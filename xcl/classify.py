@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'RULES', 'presets', 'section', 'provenance_line', 'teachers', 'student', 'run_all', 'ensemble_score',
-           'records_of', 'curves_of', 'answer_entropy']
+           'records_of', 'curves_of', 'scale_to', 'answer_entropy']
 
 # %% ../nbs/10_classify.ipynb #cell-2
+import math
 from types import SimpleNamespace
 
 import pandas as pd
 import torch
+from scipy.optimize import brentq
 
 from .data import IMAGE_SOURCES, image_data, image_set
-from .losses import TEMPERS, Categorical
+from .losses import TEMPERS, Categorical, mean_probability, normalised_entropy
 from .report import record, report_folder, report_name
 from .runs import Machine, ParameterError, Run, ensure, progress, provenance
 from .teachers import Teacher
@@ -112,20 +114,31 @@ def curves_of(runs:dict)->pd.DataFrame:
     return pd.DataFrame([dict(row, method=k, seed=s, member=i) for (k, s), rs in runs.items() for i, r in enumerate(rs) for row in r.curve])
 
 # %% ../nbs/10_classify.ipynb #cell-11
+def scale_to(outs:torch.Tensor, # members' logits, (m, b, c)
+             h:float,           # normalised entropy to be had at T = 1, in (0, 1)
+            )->float:           # factor on the logits
+    "The factor that gives the ensemble's mean probability this entropy; NaN where none up to 1,000 does, as when members disagree on everything."
+    def miss(log_s): return normalised_entropy(mean_probability(outs.double()*math.exp(log_s))).item() - h
+    ends = math.log(1e-3), math.log(1e3)
+    return math.exp(brentq(miss, *ends, xtol=1e-6)) if miss(ends[0]) > 0 > miss(ends[1]) else math.nan
+
+# %% ../nbs/10_classify.ipynb #cell-12
 def answer_entropy(S:SimpleNamespace,
                    taught_by:tuple,        # of Train, finished
                    rows:tuple,             # e.g. ('KD', 'XCL-Mix')
                    temperatures:tuple,
                    steps:int=8,            # batches that are averaged, spread over the run
-                  )->pd.DataFrame:         # columns T, method, temper, entropy (%)
+                   at_1:dict=None,         # row -> H^ (%) that logits are scaled to at T = 1; None: as they are
+                  )->pd.DataFrame:         # columns T, method, temper, entropy (%), scale (of the logits)
     "H^ of the answers on each method's own training inputs, for both ways of tempering."
     ask, found = Teacher([trained(ensure(t, S.machine)) for t in taught_by], Categorical(S.data.classes), S.machine.device, S.P.precision), []
     for row in rows:
         cfg = student(S, row, S.P.seed, taught_by)
         loop = Loop(cfg, Run(cfg, Machine(S.P.device, S.P.data_dir)))
         outs = torch.cat([ask.outs(*loop.batch(k*loop.steps//steps).inputs) for k in range(steps)], 1)
+        scale = scale_to(outs, at_1[row]/100) if at_1 else 1.
         for temper in TEMPERS:
             for T in temperatures:
                 family = Categorical(S.data.classes, T, temper)
-                found.append(dict(T=T, method=row, temper=temper, entropy=100*family.uncertainty(family.combine(outs)).item()))
+                found.append(dict(T=T, method=row, temper=temper, entropy=100*family.uncertainty(family.combine(scale*outs)).item(), scale=scale))
     return pd.DataFrame(found)
