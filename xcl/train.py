@@ -162,7 +162,8 @@ def pack_state(net:nn.Module, opt, track:Tensor)->dict:
     return {**{f'net.{k}': v for k, v in net.state_dict().items()}, **moments, 'track': track}
 
 def unpack_state(tensors:dict, net:nn.Module, opt, track:Tensor)->None:
-    "Put `pack_state`'s tensors back, each in the layout of what it belongs to."
+    "Put `pack_state`'s tensors back, each in the layout of what it belongs to. Raises ValueError for a checkpoint of older code."
+    if 'track' not in tensors: raise ValueError('the checkpoint is of older code. Remove the folder of this run to start it again')
     net.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith('net.')})
     track.copy_(tensors['track'])
     params, state = opt.param_groups[0]['params'], {}
