@@ -19,7 +19,7 @@ from .losses import TEMPERS, Categorical, mean_probability, normalised_entropy
 from .report import record, report_folder, report_name
 from .runs import Machine, ParameterError, Run, ensure, progress, provenance
 from .teachers import Teacher
-from .train import Loop, Train, image_run, image_teachers, trained
+from .train import Loop, Train, image_run, image_teachers, target_entropy, trained
 
 # %% ../nbs/10_classify.ipynb #cell-5
 _SAME = dict(val_fraction=0., store='off', precision='fp32')
@@ -104,8 +104,9 @@ def records_of(S:SimpleNamespace, runs:dict)->pd.DataFrame:
     "The long frame of a section: top-1 and H^ in per cent, and the rest of each score. An ensemble has one score, as one."
     rows = []
     for (row, seed), rs in runs.items():
-        score = rs[0].result if len(rs) == 1 and not row.startswith('teacher') else ensemble_score(S, rs)
-        entropy = {'entropy': 100*score['target_entropy']} if 'target_entropy' in score else {}
+        alone = len(rs) == 1 and not row.startswith('teacher')
+        score = rs[0].result if alone else ensemble_score(S, rs)
+        entropy = {k.removeprefix('target_'): 100*h for k, h in target_entropy(rs[0].curve).items()} if alone else {}
         rows += record(S.name, row, seed, **{k: score[k] for k in ('top1', 'top5', 'val_loss', 'ece') if k in score}, **entropy)
     return pd.DataFrame(rows)
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TARGETS', 'METHODS', 'OPTIMISERS', 'GAZE_STUDENT', 'GAZE_TEACHER', 'NETS', 'RESNET', 'PYRAMID', 'IMAGE_RECIPES',
            'TEACHERS', 'Method', 'Recipe', 'Train', 'build', 'trained', 'target_of', 'pack_state', 'unpack_state',
-           'NotFinite', 'check_finite', 'Loop', 'fit', 'gaze_teachers', 'gaze_students', 'image_row', 'image_run',
-           'image_teachers']
+           'NotFinite', 'check_finite', 'Loop', 'target_entropy', 'fit', 'gaze_teachers', 'gaze_students', 'image_row',
+           'image_run', 'image_teachers']
 
 # %% ../nbs/07_train.ipynb #cell-2
 import re
@@ -260,7 +260,14 @@ def save(self:Loop)->None:
     self.run.save_checkpoint(pack_state(self.net, self.opt, self.track), dict(step=self.step, curve=self.curve))
     self.saved_at = time.monotonic()
 
-# %% ../nbs/07_train.ipynb #cell-27
+# %% ../nbs/07_train.ipynb #cell-28
+def target_entropy(curve:list, # of a run
+                  )->dict:     # {'target_entropy': a fraction}, or {} where a family has no such number
+    "The mean normalised entropy of all targets of a run."
+    h = [row['target_entropy'] for row in curve if 'target_entropy' in row]
+    return dict(target_entropy=sum(h)/len(h)) if h else {}
+
+# %% ../nbs/07_train.ipynb #cell-29
 def fit(cfg:Train,  # what to train
         run:Run,    # its folder and machine
        )->None:
@@ -273,12 +280,11 @@ def fit(cfg:Train,  # what to train
             if loop.step % loop.per_epoch == 0: bar.set_postfix({k: f'{v:.4g}' for k, v in loop.end_epoch().items()})
             if time.monotonic() - loop.saved_at > run.machine.checkpoint_s: loop.save()
     out, score = loop.seen or loop.validate()   # the latter where the run was killed after its last step
-    last = {k: v for k, v in loop.curve[-1].items() if k == 'target_entropy'}
-    result = dict(score, **last, steps=loop.steps, parameters=sum(p.numel() for p in loop.net.parameters()))
+    result = dict(score, **target_entropy(loop.curve), steps=loop.steps, parameters=sum(p.numel() for p in loop.net.parameters()))
     seen = dict(out=out, y=loop.val.y, group=loop.val.group)
     run.finish(result, loop.curve, weights=loop.net.state_dict(), predictions={k: v for k, v in seen.items() if v is not None})
 
-# %% ../nbs/07_train.ipynb #cell-34
+# %% ../nbs/07_train.ipynb #cell-36
 def gaze_teachers(data:Config,   # EyeData
                   seed:int,      # of the table's row; member m trains with seed 1000*seed + m
                   budget:float,  # fraction of the recipe's epochs
@@ -301,7 +307,7 @@ def gaze_students(data:Config,     # EyeData, the same as the teachers'
     return {name: Train('lenet', family, data, m, GAZE_STUDENT.scaled(budget), seed,
                         teachers if m.target == 'teacher' else (), precision) for name, (m, family) in rows.items()}
 
-# %% ../nbs/07_train.ipynb #cell-38
+# %% ../nbs/07_train.ipynb #cell-40
 RESNET = Recipe('sgd', .1, 128, 400, (120, 240, 320), gamma=.2, weight_decay=5e-4)   # A.2
 PYRAMID = Recipe('sgd', .25, 64, 300, (150, 225), weight_decay=1e-4)                 # A.3
 IMAGE_RECIPES = {'resnet18': RESNET, 'pyramidnet': PYRAMID}
@@ -321,7 +327,7 @@ def image_row(name:str,        # e.g. 'ERM', 'LS 0.1', 'CutMix', 'KD', 'KD T=5',
     T = float(found[2] or 1)
     return method, Categorical(classes, T, temper, scale_t2 and T != 1)      # at T = 1 there is nothing to scale
 
-# %% ../nbs/07_train.ipynb #cell-39
+# %% ../nbs/07_train.ipynb #cell-41
 TEACHERS = {'ResNet-18': ('resnet18', 'ERM'), '+ LS 0.1': ('resnet18', 'LS 0.1'), '+ MixUp': ('resnet18', 'MixUp'),
             '+ CutMix': ('resnet18', 'CutMix'), 'PyramidNet + CutMix': ('pyramidnet', 'CutMix')}   # Table 2: network, row
 
