@@ -69,8 +69,10 @@ def _figure(width, height):
 def show_photo(ax,         # where to draw
                x:Tensor,   # one image (c, h, w) in [0, 1], c 1 or 3
                title:str='',
+               shown:bool=True,   # False: a grey square, for photographs that may not be stored
               )->None:
     "Draw one image, pixel by pixel, and return nothing."
+    if not shown: x = torch.full((1, 1, 1), .85)
     x = x.detach().float().cpu().permute(1, 2, 0)
     ax.imshow(x if x.shape[2] == 3 else x[..., 0], cmap='gray', vmin=0, vmax=1, interpolation='nearest')
     ax.set(xticks=[], yticks=[])
@@ -95,11 +97,11 @@ def mixed_pair(pair:Tensor,            # images a and b, (2, c, h, w)
     return mix.images(pair.repeat_interleave(k, 0))[:k], lam.float()
 
 # %% ../nbs/09b_explore.ipynb #cell-16
-def _columns(fig, x, answers, targets, names, titles, tints, top):
+def _columns(fig, x, answers, targets, names, titles, tints, top, photos=True):
     "Images (k, c, h, w) side by side; under each the teacher's answer and the labels'."
     axs = fig.subplots(3, len(x), squeeze=False, height_ratios=(1.5*6/len(x), .22*top, .44))
     for i, (photo, teacher, labels) in enumerate(axs.T):
-        show_photo(photo, x[i], titles[i])
+        show_photo(photo, x[i], titles[i], photos)
         answer_bars(teacher, answers[i], names, top, tints[i])
         answer_bars(labels, targets[i], names, 2, tints[i])
     for ax, who in zip(axs[1:, 0], ('teacher', 'labels')): ax.set_ylabel(who, fontsize=8)
@@ -112,7 +114,7 @@ def _answered(f, x, names):
 
 def _columns_height(k, top): return 10/k + .22*top + 1.4
 
-def _pair_columns(fig, f, pair, names, transfer, lam, top):
+def _pair_columns(fig, f, pair, names, transfer, lam, top, photos=True):
     "One row of mixtures of two labelled examples, drawn into `fig`."
     x, kept = mixed_pair(inputs(pair)[0], lam, transfer)
     answers = _answered(f, x, names)
@@ -121,7 +123,7 @@ def _pair_columns(fig, f, pair, names, transfer, lam, top):
     a, b = pair.y.tolist()
     title = dict(mixup='MixUp', cutmix='CutMix')[transfer]
     titles = [f'{title}, lam {w:.2f}' for w in kept]
-    _columns(fig, x, answers, targets, names, titles, [{b: SECOND, a: FIRST}]*len(x), top)
+    _columns(fig, x, answers, targets, names, titles, [{b: SECOND, a: FIRST}]*len(x), top, photos)
 
 # %% ../nbs/09b_explore.ipynb #cell-17
 def mixing_strip(f:Callable,             # (x float32 (b, c, h, w) in [0, 1]) -> probabilities (b, classes), on the images' device
@@ -144,6 +146,7 @@ def mixed_batch(f:Callable,          # images -> probabilities, as in `mixing_st
                 names,               # of the classes
                 n:int=8,             # images shown, the batch's first; at least 1
                 top:int=3,           # the teacher's bars under each
+                photos:bool=True,    # False: grey squares in their place
                ):                    # a matplotlib Figure
     "Return a training batch's first images with the teacher's answers above the labels'; raises `ValueError` unless each class has a name."
     x = batch.inputs[0][:n]
@@ -155,10 +158,10 @@ def mixed_batch(f:Callable,          # images -> probabilities, as in `mixing_st
     kind = '' if batch.mix is None else 'MixUp' if batch.mix.mask is None else 'CutMix'
     titles = [f'{kind}\nlam {w:.2f}' for w in batch.mix.lam[:n].tolist()] if kind else ['']*len(x)
     fig = _figure(10, _columns_height(len(x), top))
-    _columns(fig, x, answers, targets, names, titles, tints, top)
+    _columns(fig, x, answers, targets, names, titles, tints, top, photos)
     return fig
 
-# %% ../nbs/09b_explore.ipynb #cell-26
+# %% ../nbs/09b_explore.ipynb #cell-28
 READINGS = dict(members='each member tempered,\nthen averaged', mean='averaged,\nthen tempered')   # of a tempered ensemble
 
 def _soft_bars(ax, logits, temperature, temper, names, label, top):
@@ -178,7 +181,7 @@ def _soft_bars(ax, logits, temperature, temper, names, label, top):
     ax.tick_params(axis='x', labelsize=7)
     ax.set_title(f'T {temperature:.3g}, {entropy_text(p)}', fontsize=8)
 
-# %% ../nbs/09b_explore.ipynb #cell-27
+# %% ../nbs/09b_explore.ipynb #cell-29
 def check_members(logits:Tensor, ndim:int)->None:
     "Return nothing; raise `ValueError` unless logits have `ndim` axes, members first and classes last."
     want = {2: '(members, classes)', 3: '(members, images, classes)'}[ndim]
@@ -204,7 +207,7 @@ def softening(logits:Tensor,                      # members' logits for one imag
     if photo is not None: show_photo(photo.subplots(), inputs(example)[0][0], shown_names(names, logits.shape[1])[label])
     return fig
 
-# %% ../nbs/09b_explore.ipynb #cell-31
+# %% ../nbs/09b_explore.ipynb #cell-33
 def _png(fig):
     "A figure's PNG, bytes."
     out = io.BytesIO()
@@ -230,7 +233,7 @@ def _check_index(i, n):
     "Raise ValueError unless i is one of n examples."
     if not 0 <= i < n: raise ValueError(f'image {i} is asked for; allowed: 0 to {n - 1}')
 
-# %% ../nbs/09b_explore.ipynb #cell-32
+# %% ../nbs/09b_explore.ipynb #cell-34
 def _draw_mixing(f, examples, names, a, b, transfer, lam):
     "Figure: images a and b, their mixture, the teacher's first five classes and the labels' two."
     pair = examples.take([a, b])
@@ -250,7 +253,7 @@ def _draw_mixing(f, examples, names, a, b, transfer, lam):
     for ax, who in zip((says, labels), ('teacher', 'labels')): ax.set_ylabel(who, fontsize=8)
     return fig
 
-# %% ../nbs/09b_explore.ipynb #cell-35
+# %% ../nbs/09b_explore.ipynb #cell-37
 def _mixing_widgets(f, examples, names, pair):
     "The explorer of `explore_mixing`; to be made in a live front end only."
     lam = widgets.FloatSlider(.5, min=0, max=1, step=.02, description='lam, share of a', layout=widgets.Layout(width='420px'))
@@ -263,16 +266,17 @@ def explore_mixing(f:Callable,          # images -> probabilities, as in `mixing
                    names,               # of the classes
                    pair=(0, 1),         # the first two picked, by index
                    steps:int=6,         # mixtures in the static picture
+                   photos:bool=True,    # False: grey squares in the static picture
                   ):                    # ipywidgets VBox in a live front end, else a matplotlib Figure
     "Return an explorer of two images' mixtures, or both strips. Raises `ValueError` on an index outside the set, or without a name a class."
     for i in pair: _check_index(i, len(examples))
     if is_live(): return _mixing_widgets(f, examples, names, pair)
     fig = _figure(10, 2*_columns_height(steps, 3))
     for part, kind in zip(fig.subfigures(2, 1), KINDS):
-        _pair_columns(part, f, examples.take(list(pair)), names, kind, torch.linspace(1, 0, steps), 3)
+        _pair_columns(part, f, examples.take(list(pair)), names, kind, torch.linspace(1, 0, steps), 3, photos)
     return fig
 
-# %% ../nbs/09b_explore.ipynb #cell-38
+# %% ../nbs/09b_explore.ipynb #cell-40
 def _draw_temperature(logits, examples, names, image, temperature, temper):
     "Figure: one image and its tempered answer."
     fig = _figure(10, 2.9)
@@ -291,7 +295,7 @@ def _temperature_widgets(logits, examples, names, index):
     return _explorer(lambda **at: _draw_temperature(logits, examples, names, **at), temperature=t, image=_picker(examples, index, 'image'),
                      temper=widgets.Dropdown(options=TEMPERS, description='temper'))
 
-# %% ../nbs/09b_explore.ipynb #cell-39
+# %% ../nbs/09b_explore.ipynb #cell-41
 def explore_temperature(logits:Tensor,       # members' logits, (m, n, c), for all examples
                         examples:Examples,   # n, with classes as labels
                         names,               # of the c classes
@@ -304,7 +308,7 @@ def explore_temperature(logits:Tensor,       # members' logits, (m, n, c), for a
     if is_live(): return _temperature_widgets(logits, examples, names, index)
     return softening(logits[:, index], names, example=examples.take([index]))
 
-# %% ../nbs/09b_explore.ipynb #cell-42
+# %% ../nbs/09b_explore.ipynb #cell-44
 def show_picture(picture,             # what an explorer returned: a Figure, or a widget
                  text:str,            # caption
                  path:Path,           # PNG, written for a Figure

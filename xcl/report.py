@@ -28,13 +28,14 @@ import torch
 from IPython.display import HTML, Image, display
 from matplotlib.ticker import NullLocator
 from mpl_toolkits.axes_grid1 import make_axes_locatable
+from scipy.stats import t as student_t
 from torch import Tensor
 
 from .data import Examples, inputs
 from .eyes import angular_error, show_eyes
 from .losses import mean_probability
-from .runs import Config, home, read_tensors, root, write_atomic, write_json
-from .train import IMAGE_RECIPES, Recipe, Train
+from .runs import Config, home, is_live, read_tensors, root, write_atomic, write_json
+from .train import IMAGE_RECIPES, Recipe, Train, image_row
 
 # %% ../nbs/09_report.ipynb #cell-5
 GREY = '#6b6b6b'
@@ -158,11 +159,11 @@ def gap_table(records:pd.DataFrame,      # long frame of one section
 def gap_reduction(gap:pd.Series,    # gap to the teacher, one value per seed
                   gap_kd:pd.Series, # KD's
                  )->str:            # per cent (n)
-    """100 (1 - mean gap / mean gap of KD) (n). A ratio to noise is noise: 'no clear gap' unless KD's mean gap exceeds two standard errors,
-    and '-' for a single seed."""
+    """100 (1 - mean gap / mean gap of KD) (n). A ratio to noise is noise: 'no clear gap' unless zero lies below the 95% interval (Student's t) of
+    KD's mean gap, and '-' for a single seed."""
     both = pd.DataFrame(dict(gap=gap, kd=gap_kd)).dropna()
     if len(both) < 2: return '-'
-    clear = both.kd.mean() > 2*both.kd.std()/np.sqrt(len(both))
+    clear = both.kd.mean() > student_t.ppf(.975, len(both) - 1)*both.kd.std()/np.sqrt(len(both))
     return f'{100*(1 - both.gap.mean()/both.kd.mean()):.0f} ({len(both)})' if clear else 'no clear gap'
 
 # %% ../nbs/09_report.ipynb #cell-26
@@ -532,7 +533,13 @@ def _measured_on(P):
     "What classification accuracies are measured on."
     if not hasattr(P, 'train_size'): return ''
     held = getattr(P, 'val_fraction', 0.)
-    return f'Measured after the last epoch on {f"{held:.0%} of the training set, held out" if held else "the test set"}; nothing was selected. '
+    return f'Measured after the last epoch on {f"{held:.0%} of the training set, held out" if held else "the test set"}; no epoch was selected. '
+
+def _open_choices(P):
+    "Choices that the paper leaves open and that change numbers, where the notebook has them."
+    words = ['answers in half precision'] if getattr(P, 'store', 'off') == 'half' else []
+    words += [f'ensemble tempered {P.temper}'] if hasattr(P, 'temper') else []
+    return ''.join(f', {w}' for w in words + (['loss times T²'] if getattr(P, 'scale_t2', False) else []))
 
 # %% ../nbs/09_report.ipynb #cell-81
 def caption(what:str,           # what is shown, with its unit
@@ -540,15 +547,18 @@ def caption(what:str,           # what is shown, with its unit
             data:str,           # what the data is, in words
             provenance:list,    # of the runs
             seeds:list=None,    # shown; default: all of P.seeds
+            about:str='accuracy', # 'accuracy' of students; 'answers' of a teacher, with no word on where accuracy is measured; 'data', or arithmetic
            )->str:
-    "What made a table or figure. Width, training images, `shared_teacher` and `val_fraction` are told where P has them."
+    "What made a table or figure. Width, training images, steps, `shared_teacher` and `val_fraction` are told where P has them."
     commits = sorted({p['commit'] + (' with local changes' if p['dirty'] else '') for p in provenance})
     smoke = 'SMOKE - not a result. ' if P.preset == 'smoke' else ''
     seeds = seeds or P.seeds
     of = f'Seed{"s" if len(seeds) > 1 else ""} {", ".join(map(str, seeds))}'
     networks = f'{P.members} network{"s" if P.members > 1 else ""} in the teacher{_sharing(P)}'
-    size = f'preset {P.preset}, budget {P.budget:g} of the recipe, {_sizes(P)}{networks}, {P.precision}'
-    return f'{smoke}{what}. {of}; {size}. Data: {data}. {_measured_on(P)}Commit {", ".join(commits)}.'
+    budget = f"budget {P.budget:g} of the recipe's epochs ({P.steps:,} steps)" if hasattr(P, 'steps') else f'budget {P.budget:g} of the recipe'
+    size = f', {budget}, {_sizes(P)}{networks}, {P.precision}{_open_choices(P)}' if about != 'data' else ''
+    where = _measured_on(P) if about == 'accuracy' else ''
+    return f'{smoke}{what}. {of}; preset {P.preset}{size}. Data: {data}. {where}Commit {", ".join(commits)}.'
 
 # %% ../nbs/09_report.ipynb #cell-82
 def show_table(table:pd.DataFrame, text:str, path:Path)->None:
@@ -565,6 +575,7 @@ def write_records(records:pd.DataFrame, runs:list, path:Path)->None:
 def show_figure(fig, text:str, path:Path, private:bool=False)->None:
     """Write a figure as PNG, and show that file under its caption. `private` is for images of a licensed data set: these stay below
     `$XCL_HOME` and are not shown, since a notebook stores what it shows."""
+    private = private and not is_live()
     if private: path = home()/'figures'/path.name
     path.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(path, bbox_inches='tight', metadata={'Description': text})
@@ -696,6 +707,8 @@ def distance_from_paper(run,    # row of `collect_runs`
     if run.train_size not in (0, IMAGES.get(run.source)): words.append(f'{run.train_size:,} images')
     if run.val_fraction: words.append(f'measured on {run.val_fraction:.0%} of the training set')
     if essential(data).get('augment', '') != '': words.append('other augmentation')
+    row = {'LS': 'LS 0.1'}.get(run.method, run.method)
+    if essential(c['method']['transfer']) != essential(image_row(row, 10)[0].transfer.plain()): words.append('other mixing')
     if teachers:
         if len(teachers) != 8: words.append(f'{len(teachers)} member{"s" if len(teachers) > 1 else ""}')
         t = teachers[0]
@@ -735,9 +748,12 @@ def status_table(runs:pd.DataFrame,      # of `collect_runs`
     if table not in _TABLES: raise ValueError(f'table is {table!r}; allowed: {", ".join(map(str, _TABLES))}')
     paper, wanted = _TABLES[table]
     members = {_digest(essential(t)) for c in runs.config for t in c['teachers']}
-    runs, rows = runs[(runs.source == source) & (runs.net == 'resnet18') & ~runs.hash.isin(members)], []
+    known = ~runs.hash.isin(members) & (runs.seed < 1000)      # members have seeds from 1001, also where their students are not finished
+    runs, rows = runs[(runs.source == source) & (runs.net == 'resnet18') & known], []
     for name in paper.index:
         cell = nearest_runs(runs[np.logical_and.reduce([runs[k] == v for k, v in wanted(name).items()])])
+        often = cell.teacher_hash.map(cell.teacher_hash.value_counts())
+        cell = cell.assign(often=often).sort_values(['often', 'seed'], ascending=[False, True]).drop_duplicates('seed')   # a seed counts once
         shared = len(cell) > 1 and cell.members.iloc[0] > 0 and cell.teacher_hash.nunique() == 1
         mark = distance_from_paper(cell.iloc[0]) + ('; one teacher for all seeds' if shared else '') if len(cell) else 'not yet measured'
         teacher = cell.drop_duplicates('teacher_hash').teacher_top1

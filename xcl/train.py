@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TARGETS', 'METHODS', 'OPTIMISERS', 'GAZE_STUDENT', 'GAZE_TEACHER', 'NETS', 'RESNET', 'PYRAMID', 'IMAGE_RECIPES',
-           'TEACHERS', 'Method', 'Recipe', 'Train', 'build', 'trained', 'target_of', 'pack_state', 'unpack_state',
-           'NotFinite', 'check_finite', 'Loop', 'target_entropy', 'fit', 'gaze_teachers', 'gaze_students', 'image_row',
-           'image_run', 'image_teachers']
+           'TEACHERS', 'Method', 'Recipe', 'Train', 'build', 'trained', 'stream_of', 'kept_shape', 'target_of',
+           'pack_state', 'unpack_state', 'NotFinite', 'check_finite', 'Loop', 'target_entropy', 'fit', 'gaze_teachers',
+           'gaze_students', 'image_row', 'image_run', 'image_teachers']
 
 # %% ../nbs/07_train.ipynb #cell-2
 import re
@@ -133,6 +133,15 @@ def trained(run:Run)->nn.Module:
     return net.eval()
 
 # %% ../nbs/07_train.ipynb #cell-17
+def stream_of(cfg:Train)->Stream:
+    "What a student's teachers are asked, and how: students of equal streams can share a store."
+    return Stream(cfg.teachers, cfg.family.keeper, cfg.data, cfg.method.transfer, cfg.recipe.batch, cfg.seed, cfg.answers, cfg.teacher_precision)
+
+def kept_shape(cfg:Train)->tuple:
+    "Shape of what is kept of the answers to one image."
+    return tuple(cfg.family.keep(torch.zeros(len(cfg.teachers), 1, cfg.family.n_out)).shape[1:])
+
+# %% ../nbs/07_train.ipynb #cell-18
 def target_of(cfg:Train,         # of the student
               train:Examples,    # the training set, on the device
               machine:Machine,   # where the teachers run, and whether their answers are stored
@@ -145,17 +154,15 @@ def target_of(cfg:Train,         # of the student
         return lambda batch, step: batch.rows(table)
     members = [trained(ensure(t, machine)) for t in cfg.teachers]
     teacher = Teacher(members, cfg.family, machine.device, cfg.teacher_precision)
-    if not cfg.method.transfer.mixes and cfg.data.augment is None:
+    if not cfg.method.transfer.mixes and cfg.data.augment is None and cfg.answers == 'exact':
         table = predict(teacher, train)
         return lambda batch, step: batch.rows(table)
     answers = Answers(teacher, cfg.answers)
     if machine.store:
-        stream = Stream(cfg.teachers, cfg.family.keeper, cfg.data, cfg.method.transfer, cfg.recipe.batch, cfg.seed, cfg.answers,
-                        cfg.teacher_precision)
-        answers.file = AnswerFile(stream, weights_digest(members), tuple(answers.ask(first.inputs).shape), steps)
+        answers.file = AnswerFile(stream_of(cfg), weights_digest(members), tuple(answers.ask(first.inputs).shape), steps)
     return lambda batch, step: answers(batch.inputs, step)
 
-# %% ../nbs/07_train.ipynb #cell-19
+# %% ../nbs/07_train.ipynb #cell-20
 def pack_state(net:nn.Module, opt, track:Tensor)->dict:
     "All tensors that training goes on from, by name."
     moments = {f'opt.{i}.{k}': v for i, s in opt.state_dict()['state'].items() for k, v in s.items()}
@@ -173,7 +180,7 @@ def unpack_state(tensors:dict, net:nn.Module, opt, track:Tensor)->None:
         state.setdefault(int(i), {})[key] = torch.empty_like(p).copy_(v) if v.shape == p.shape else v
     opt.load_state_dict(dict(state=state, param_groups=opt.state_dict()['param_groups']))
 
-# %% ../nbs/07_train.ipynb #cell-21
+# %% ../nbs/07_train.ipynb #cell-22
 class NotFinite(RuntimeError):
     "Training met a loss that is NaN or infinite."
 
@@ -188,7 +195,7 @@ def check_finite(losses:Tensor,  # of consecutive steps, (k,)
     raise NotFinite(f'loss is {losses[step - first].item()} at step {step}, whose batch holds the training examples {batch(step).index.tolist()}. '
                     'Nothing of this step was saved.')
 
-# %% ../nbs/07_train.ipynb #cell-23
+# %% ../nbs/07_train.ipynb #cell-24
 class Loop:
     "The state of one training run, fresh or from its checkpoint."
     def __init__(self, cfg:Train, run:Run):
@@ -216,7 +223,7 @@ class Loop:
         "Of a step, scalar, nats: against labels or against a teacher's answer."
         return {'labels': self.cfg.family.nll, 'teacher': self.cfg.family.kl}[self.cfg.method.target](out, target)
 
-# %% ../nbs/07_train.ipynb #cell-24
+# %% ../nbs/07_train.ipynb #cell-25
 @patch
 def train_step(self:Loop)->None:
     "One step of the optimiser. Raises NotFinite, on a CPU before the weights move."
@@ -234,7 +241,7 @@ def train_step(self:Loop)->None:
     self.opt.step()
     self.step += 1
 
-# %% ../nbs/07_train.ipynb #cell-26
+# %% ../nbs/07_train.ipynb #cell-27
 @patch
 def validate(self:Loop)->tuple: # (out (n, k), score)
     "Outputs on the validation set, and their score."
@@ -260,14 +267,14 @@ def save(self:Loop)->None:
     self.run.save_checkpoint(pack_state(self.net, self.opt, self.track), dict(step=self.step, curve=self.curve))
     self.saved_at = time.monotonic()
 
-# %% ../nbs/07_train.ipynb #cell-28
+# %% ../nbs/07_train.ipynb #cell-29
 def target_entropy(curve:list, # of a run
                   )->dict:     # {'target_entropy': a fraction}, or {} where a family has no such number
     "The mean normalised entropy of all targets of a run."
     h = [row['target_entropy'] for row in curve if 'target_entropy' in row]
     return dict(target_entropy=sum(h)/len(h)) if h else {}
 
-# %% ../nbs/07_train.ipynb #cell-29
+# %% ../nbs/07_train.ipynb #cell-30
 def fit(cfg:Train,  # what to train
         run:Run,    # its folder and machine
        )->None:
@@ -282,9 +289,10 @@ def fit(cfg:Train,  # what to train
     out, score = loop.seen or loop.validate()   # the latter where the run was killed after its last step
     result = dict(score, **target_entropy(loop.curve), steps=loop.steps, parameters=sum(p.numel() for p in loop.net.parameters()))
     seen = dict(out=out, y=loop.val.y, group=loop.val.group)
+    if loop.forward is not loop.net: torch.compiler.reset()     # else the next run of this process would record its graphs beside these
     run.finish(result, loop.curve, weights=loop.net.state_dict(), predictions={k: v for k, v in seen.items() if v is not None})
 
-# %% ../nbs/07_train.ipynb #cell-36
+# %% ../nbs/07_train.ipynb #cell-37
 def gaze_teachers(data:Config,   # EyeData
                   seed:int,      # of the table's row; member m trains with seed 1000*seed + m
                   budget:float,  # fraction of the recipe's epochs
@@ -307,7 +315,7 @@ def gaze_students(data:Config,     # EyeData, the same as the teachers'
     return {name: Train('lenet', family, data, m, GAZE_STUDENT.scaled(budget), seed,
                         teachers if m.target == 'teacher' else (), precision) for name, (m, family) in rows.items()}
 
-# %% ../nbs/07_train.ipynb #cell-40
+# %% ../nbs/07_train.ipynb #cell-41
 RESNET = Recipe('sgd', .1, 128, 400, (120, 240, 320), gamma=.2, weight_decay=5e-4)   # A.2
 PYRAMID = Recipe('sgd', .25, 64, 300, (150, 225), weight_decay=1e-4)                 # A.3
 IMAGE_RECIPES = {'resnet18': RESNET, 'pyramidnet': PYRAMID}
@@ -327,7 +335,7 @@ def image_row(name:str,        # e.g. 'ERM', 'LS 0.1', 'CutMix', 'KD', 'KD T=5',
     T = float(found[2] or 1)
     return method, Categorical(classes, T, temper, scale_t2 and T != 1)      # at T = 1 there is nothing to scale
 
-# %% ../nbs/07_train.ipynb #cell-41
+# %% ../nbs/07_train.ipynb #cell-42
 TEACHERS = {'ResNet-18': ('resnet18', 'ERM'), '+ LS 0.1': ('resnet18', 'LS 0.1'), '+ MixUp': ('resnet18', 'MixUp'),
             '+ CutMix': ('resnet18', 'CutMix'), 'PyramidNet + CutMix': ('pyramidnet', 'CutMix')}   # Table 2: network, row
 
