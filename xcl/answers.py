@@ -110,14 +110,6 @@ def _take_room(fd, size):
     if hasattr(os, 'posix_fallocate'): os.posix_fallocate(fd, 0, size)
     else: os.ftruncate(fd, size)
 
-def missing_bytes(stream:Stream, # names the file
-                  steps:int,     # that will be asked for
-                  shape:tuple,   # of one step's answers
-                 )->int:
-    "How much the file of a stream has yet to grow, its header left out."
-    path = home()/'answers'/f'{stream.hash}.answers'
-    return max(0, steps*(DTYPES[stream.answers].itemsize*int(np.prod(shape)) + 8) - (path.stat().st_size if path.exists() else 0))
-
 @patch
 def check_header(self:AnswerFile)->None:
     "Raise ValueError unless the file says that it holds what is wanted."
@@ -130,6 +122,15 @@ def check_header(self:AnswerFile)->None:
     raise ValueError(f'{self.path} holds other answers: {"; ".join(differ)}. Remove it to have the answers asked again.')
 
 # %% ../nbs/06b_answers.ipynb #cell-9
+def missing_bytes(stream:Stream, # names the file
+                  steps:int,     # that will be asked for
+                  shape:tuple,   # of one step's answers
+                 )->int:
+    "How much the file of a stream has yet to grow, its header left out."
+    path = home()/'answers'/f'{stream.hash}.answers'
+    return max(0, steps*(DTYPES[stream.answers].itemsize*int(np.prod(shape)) + 8) - (path.stat().st_size if path.exists() else 0))
+
+# %% ../nbs/06b_answers.ipynb #cell-10
 def _mark(answer, step):
     "Checksum of one record, never zero."
     return np.uint64(zlib.crc32(np.ascontiguousarray(answer).view(np.uint8), step)) | MARKED
@@ -156,7 +157,7 @@ def write(self:AnswerFile, step:int, answer:Tensor)->None:
     self.map[step]['answer'] = answer.numpy()
     self.map[step]['mark'] = _mark(self.map[step]['answer'], step)
 
-# %% ../nbs/06b_answers.ipynb #cell-11
+# %% ../nbs/06b_answers.ipynb #cell-12
 class Answers:
     "What a teacher says at a step: read where it is stored, else asked (and stored)."
     def __init__(self,
