@@ -209,3 +209,10 @@ def test_no_pyproject():
 
 def test_version_is_written_once(settings):
     assert f'__version__ = "{settings["version"]}"' in (ROOT/'xcl/__init__.py').read_text(encoding='utf-8')
+
+
+def test_readme_is_filled_in_and_its_links_lead_somewhere():
+    text = (ROOT/'README.md').read_text(encoding='utf-8')
+    links = [o for o in re.findall(r'\]\(([^)#\s]+)', text) if not o.startswith('http')]
+    assert links and not [o for o in links if not (ROOT/o).exists()]
+    assert not re.findall(r'@\w+@', text), 'a place that was to be filled in'
