@@ -63,8 +63,7 @@ class AnswerFile:
                  shape:tuple,    # of one step's answers, (b, k, c)
                  steps:int,      # that will be asked for; a file that has more keeps them
                 ):
-        self.path = home()/'answers'/f'{stream.hash}.answers'
-        self.record = np.dtype([('answer', DTYPES[stream.answers], shape), ('mark', '<u8')])
+        self.path, self.record = _place(stream, shape)
         self.header = _header(stream, made_by, self.record)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f'{self.path}.lock'): self.reserve(steps)
@@ -76,6 +75,10 @@ class AnswerFile:
     def written(self)->int:
         "How many steps have answers."
         return int((self.map['mark'] != 0).sum())
+
+def _place(stream, shape)->tuple:
+    "The file of a stream, and the type of its records."
+    return home()/'answers'/f'{stream.hash}.answers', np.dtype([('answer', DTYPES[stream.answers], shape), ('mark', '<u8')])
 
 def _header(stream, made_by, record)->bytes:
     "One line of JSON, padded to whole pages."
@@ -127,8 +130,8 @@ def missing_bytes(stream:Stream, # names the file
                   shape:tuple,   # of one step's answers
                  )->int:
     "How much the file of a stream has yet to grow, its header left out."
-    path = home()/'answers'/f'{stream.hash}.answers'
-    return max(0, steps*(DTYPES[stream.answers].itemsize*int(np.prod(shape)) + 8) - (path.stat().st_size if path.exists() else 0))
+    path, record = _place(stream, shape)
+    return max(0, steps*record.itemsize - (path.stat().st_size if path.exists() else 0))
 
 # %% ../nbs/06b_answers.ipynb #cell-10
 def _mark(answer, step):
