@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['GREY', 'COLOURS', 'PAPER_GAZE', 'PAPER_TEACHERS', 'PAPER_SMOOTHING', 'PAPER_TEMPERATURE', 'PAPER_RESNET18',
-           'PAPER_GAP_REDUCTION', 'PAPER_LINE', 'RUN_COLUMNS', 'IMAGES', 'colour', 'split_row', 'set_style',
+           'PAPER_GAP_REDUCTION', 'PAPER_LINE', 'FAMILIES', 'RUN_COLUMNS', 'IMAGES', 'colour', 'split_row', 'set_style',
            'paper_text', 'record', 'spread', 'by_seed', 'shared_teacher', 'with_teacher', 'gap_table', 'gap_reduction',
            'accuracy_table', 'teacher_table', 'calibration', 'plot_calibration', 'plot_curves', 'plot_errors',
            'errors_by_person', 'plot_persons', 'plot_mixing', 'paper_panel', 'plot_accuracy', 'plot_gaps', 'knob_frame',
-           'plot_smoothing', 'plot_temperature', 'log_temperature', 'plot_entropy', 'reliability', 'plot_reliability',
-           'report_folder', 'report_name', 'caption', 'show_table', 'write_records', 'show_figure', 'essential',
-           'teacher_kind', 'collect_runs', 'distance_from_paper', 'nearest_runs', 'status_table']
+           'plot_smoothing', 'plot_temperature', 'log_temperature', 'plot_entropy', 'by_width', 'plot_size',
+           'legend_size', 'lead_at_size', 'same_size', 'reliability', 'plot_reliability', 'report_folder',
+           'report_name', 'caption', 'show_table', 'write_records', 'show_figure', 'essential', 'teacher_kind',
+           'collect_runs', 'distance_from_paper', 'nearest_runs', 'status_table']
 
 # %% ../nbs/09_report.ipynb #cell-2
 import hashlib
@@ -26,7 +27,8 @@ import pandas as pd
 import seaborn as sns
 import torch
 from IPython.display import HTML, Image, display
-from matplotlib.ticker import NullLocator
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, NullLocator
 from mpl_toolkits.axes_grid1 import make_axes_locatable
 from scipy.stats import t as student_t
 from torch import Tensor
@@ -459,6 +461,68 @@ def plot_entropy(frame:pd.DataFrame,  # columns T, method ('KD' or 'XCL-Mix'), t
     ax.legend(fontsize=7)
 
 # %% ../nbs/09_report.ipynb #cell-72
+FAMILIES = {'full precision': dict(ls='-', marker='o'), 'binary': dict(ls='--', marker='s')}   # of students, and how each is drawn
+
+def by_width(frame:pd.DataFrame, # one row per run: family, method, width, seed, bytes, error (%)
+            )->pd.DataFrame:     # family, method, width; bytes, error: means over seeds; std, n
+    "Return the points of the curves, narrow students first."
+    named = dict(bytes=('bytes', 'mean'), error=('error', 'mean'), std=('error', 'std'), n=('seed', 'nunique'))
+    return frame.groupby(['family', 'method', 'width'], sort=False).agg(**named).reset_index().sort_values('width', kind='stable')
+
+def plot_size(frame:pd.DataFrame,       # as for `by_width`
+              ax,
+              families:tuple=tuple(FAMILIES),  # to draw; of a single one, the widths stand on top
+              teacher:float=None,       # error of the teacher (%)
+             )->None:
+    "Test error over the size of the student's file; mean and standard deviation over seeds."
+    points = by_width(frame[frame.family.isin(families)])
+    for (family, method), v in points.groupby(['family', 'method'], sort=False):
+        ax.errorbar(v.bytes/1e6, v.error, yerr=v['std'].fillna(0), color=colour(method), ms=4, lw=1.2, capsize=2, **FAMILIES[family])
+    if teacher is not None:
+        ax.axhline(teacher, color='k', ls=':', lw=1)
+        ax.text(.99, teacher, 'teacher', ha='right', va='bottom', fontsize=7, transform=ax.get_yaxis_transform())
+    ax.set(xscale='log', xlabel='size of the file (MB)', ylabel='test error (%)')
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f'{v:g}'))
+    if len(families) == 1 and len(points): _widths_on_top(ax, points)
+
+def _widths_on_top(ax, points):
+    "Name the widths at the top of a panel."
+    at = points.groupby('width').bytes.mean()/1e6
+    top = ax.secondary_xaxis('top')
+    top.set_xticks(at, [f'{w}' for w in at.index], fontsize=7)
+    top.xaxis.set_minor_locator(NullLocator())
+    top.set_xlabel('width (channels of the first layer)', fontsize=8)
+
+def legend_size(fig, frame:pd.DataFrame)->None:
+    "One legend for all panels: colours are methods, lines are families."
+    lines = [Line2D([], [], color=colour(m), lw=2, label=m) for m in frame.method.unique()]
+    lines += [Line2D([], [], color=GREY, ms=4, label=f, **FAMILIES[f]) for f in frame.family.unique()]
+    fig.legend(handles=lines, loc='outside lower center', ncols=len(lines), fontsize=8, frameon=False)
+
+# %% ../nbs/09_report.ipynb #cell-75
+def lead_at_size(frame:pd.DataFrame,    # as for `by_width`
+                 method:str='XCL-Mix',
+                )->pd.DataFrame:        # family, width, size (MB), best other, difference (points of error, per seed), n
+    "Return what separates a method from the best other at each size: below zero, it is better. Raises ValueError where it has not been measured."
+    if method not in set(frame.method): raise ValueError(f'no run of {method!r}; there are {", ".join(frame.method.unique())}')
+    rows = []
+    for (family, width), f in frame.groupby(['family', 'width'], sort=False):
+        wide = f.pivot(index='seed', columns='method', values='error')
+        other = wide.drop(columns=method).mean().idxmin()
+        rows.append({'family': family, 'width': width, 'size (MB)': f.bytes.mean()/1e6, 'best other': other, 'difference': wide[method] - wide[other]})
+    return pd.DataFrame(rows)
+
+def same_size(frame:pd.DataFrame,      # as for `by_width`
+             )->pd.DataFrame:          # method, width (binary), bytes, binary: its error, full: error of a full-precision student of as many bytes, or NaN
+    "Return each binary student beside the full-precision curve at its size."
+    points, rows = by_width(frame), []
+    for method, v in points.groupby('method', sort=False):
+        full, binary = (v[v.family == k].sort_values('bytes') for k in FAMILIES)
+        curve = np.interp(np.log(binary.bytes), np.log(full.bytes), full.error, left=np.nan, right=np.nan) if len(full) else np.nan
+        rows.append(binary[['method', 'width', 'bytes']].assign(binary=binary.error, full=curve))
+    return pd.concat(rows, ignore_index=True)
+
+# %% ../nbs/09_report.ipynb #cell-79
 def reliability(out:Tensor,   # logits, (n, classes)
                 y:Tensor,     # labels, int64 (n,)
                 bins:int=15,  # of equal width, at least 1
@@ -476,7 +540,7 @@ def reliability(out:Tensor,   # logits, (n, classes)
     frame.attrs['ece'] = float(100*np.abs(sure - right).sum()/count.sum())
     return frame
 
-# %% ../nbs/09_report.ipynb #cell-73
+# %% ../nbs/09_report.ipynb #cell-80
 def _pooled(frames):
     "The bins of several seeds as one frame of `reliability`, each image counting once."
     n = sum(f['count'] for f in frames)
@@ -500,7 +564,7 @@ def plot_reliability(frames:dict,  # row -> list of `reliability` frames, one pe
     below.set(xlabel='confidence (%)', ylabel='images (%)')
     ax.legend(title='ECE (%)', fontsize=7, title_fontsize=7)
 
-# %% ../nbs/09_report.ipynb #cell-79
+# %% ../nbs/09_report.ipynb #cell-86
 def report_folder(section:str,       # e.g. 'gaze'
                   P:SimpleNamespace, # checked parameters: preset, dataset, data_dir
                  )->Path:
@@ -517,10 +581,11 @@ def report_name(P:SimpleNamespace, # checked parameters: data_dir, preset, seeds
     changed = [f'{k}{v}' for k, v in P.changed.items() if k not in ('seeds', 'dataset', 'val_every')]
     return '-'.join(([P.preset] if P.data_dir else []) + [seeds] + changed)
 
-# %% ../nbs/09_report.ipynb #cell-80
+# %% ../nbs/09_report.ipynb #cell-87
 def _sizes(P):
     "Width and number of training images, where the notebook has them."
-    width = [f'width {P.width}'] if hasattr(P, 'width') else []
+    width = [f'{"teacher of " if hasattr(P, "widths") else ""}width {P.width}'] if hasattr(P, 'width') else []
+    width += ['binary shortcuts, too'] if getattr(P, 'shortcuts', 'full') == 'binary' else []
     images = [f'{P.train_size:,} training images' if P.train_size else 'all training images'] if hasattr(P, 'train_size') else []
     return ''.join(f'{text}, ' for text in width + images)
 
@@ -541,7 +606,7 @@ def _open_choices(P):
     words += [f'ensemble tempered {P.temper}'] if hasattr(P, 'temper') else []
     return ''.join(f', {w}' for w in words + (['loss times T²'] if getattr(P, 'scale_t2', False) else []))
 
-# %% ../nbs/09_report.ipynb #cell-81
+# %% ../nbs/09_report.ipynb #cell-88
 def caption(what:str,           # what is shown, with its unit
             P:SimpleNamespace,  # checked parameters: preset, budget, dataset, seeds ...
             data:str,           # what the data is, in words
@@ -556,11 +621,12 @@ def caption(what:str,           # what is shown, with its unit
     of = f'Seed{"s" if len(seeds) > 1 else ""} {", ".join(map(str, seeds))}'
     networks = f'{P.members} network{"s" if P.members > 1 else ""} in the teacher{_sharing(P)}'
     budget = f"budget {P.budget:g} of the recipe's epochs ({P.steps:,} steps)" if hasattr(P, 'steps') else f'budget {P.budget:g} of the recipe'
+    if getattr(P, 'teacher_budget', None): budget += f' (teacher {P.teacher_budget:g})'
     size = f', {budget}, {_sizes(P)}{networks}, {P.precision}{_open_choices(P)}' if about != 'data' else ''
     where = _measured_on(P) if about == 'accuracy' else ''
     return f'{smoke}{what}. {of}; preset {P.preset}{size}. Data: {data}. {where}Commit {", ".join(commits)}.'
 
-# %% ../nbs/09_report.ipynb #cell-82
+# %% ../nbs/09_report.ipynb #cell-89
 def show_table(table:pd.DataFrame, text:str, path:Path)->None:
     "Show a table under its caption, and write it as CSV with the caption as a comment line."
     write_atomic(path, (f'# {text}\n' + table.to_csv()).encode())
@@ -583,7 +649,7 @@ def show_figure(fig, text:str, path:Path, private:bool=False)->None:
     if private: return print(f'{text}\nNot shown here, because it holds images of a licensed data set: see $XCL_HOME/figures/{path.name}.')
     display(Image(path.read_bytes()), HTML(f'<p>{text}</p>'))
 
-# %% ../nbs/09_report.ipynb #cell-87
+# %% ../nbs/09_report.ipynb #cell-94
 def _kinds():
     "All loaded kinds of config, by name."
     found = [Config]
@@ -605,7 +671,7 @@ def _digest(config):
     "Twelve hex digits of an essential config, as `Config.hash`."
     return hashlib.sha256(json.dumps(config, sort_keys=True, separators=(',', ':')).encode()).hexdigest()[:12]
 
-# %% ../nbs/09_report.ipynb #cell-91
+# %% ../nbs/09_report.ipynb #cell-98
 @lru_cache(maxsize=64)
 def _ensemble_top1(paths):
     "Top-1 (%) of the mean probability of members whose predictions are stored in `paths`."
@@ -622,15 +688,15 @@ def _is_classifier(config):
     "Whether this is a run of an image classifier."
     return (config['kind'], config.get('family', {}).get('kind'), config.get('data', {}).get('kind')) == (Train.__name__, 'Categorical', 'ImageData')
 
-# %% ../nbs/09_report.ipynb #cell-92
-_FULL = dict(resnet18=dict(width=64), pyramidnet=dict(depth=200, alpha=240.))     # sizes of the paper's networks
+# %% ../nbs/09_report.ipynb #cell-99
+_FULL = dict(resnet18=dict(width=64), pyramidnet=dict(depth=200, alpha=240.), binary_resnet18=dict(width=64))     # sizes of the paper's networks
 
 def teacher_kind(config:dict, # JSON of one member
                 )->str:       # as table 2 of the paper names it: 'ResNet-18', '+ LS 0.1', '+ CutMix', 'PyramidNet + CutMix' ...
     "Return how a teacher was trained; a ResNet-18 is named only where it was trained plainly."
     method, eps = config['method']['name'], config['family'].get('eps', 0.)
     how = f'LS {eps:g}' if eps else '' if method == 'ERM' else method
-    net = dict(resnet18='' if how else 'ResNet-18', pyramidnet='PyramidNet').get(config['net'], config['net'])
+    net = dict(resnet18='' if how else 'ResNet-18', pyramidnet='PyramidNet', binary_resnet18='binary ResNet-18').get(config['net'], config['net'])
     return ' '.join(filter(None, (net, how and f'+ {how}')))
 
 def _facts(config):
@@ -648,7 +714,7 @@ def _words(facts, against):
 
 def _paper_facts(net): return _facts(dict(net=net, recipe=IMAGE_RECIPES[net].plain())) if net in IMAGE_RECIPES else {}
 
-# %% ../nbs/09_report.ipynb #cell-94
+# %% ../nbs/09_report.ipynb #cell-101
 RUN_COLUMNS = ('hash', 'setting', 'kind', 'net', 'width', 'source', 'train_size', 'val_fraction', 'method', 'eps', 'temperature', 'temper',
                'scale_t2', 'teacher', 'members', 'teacher_hash', 'teacher_top1', 'epochs', 'budget', 'batch', 'precision', 'seed', 'top1',
                'target_entropy', 'commit', 'config')
@@ -669,7 +735,7 @@ def _row(name, config, result, provenance, teacher_top1=np.nan):
                target_entropy=result.get('target_entropy', np.nan), commit=provenance['commit'] + ('+' if provenance['dirty'] else ''), config=config)
     return {k: row[k] for k in RUN_COLUMNS}
 
-# %% ../nbs/09_report.ipynb #cell-95
+# %% ../nbs/09_report.ipynb #cell-102
 def _read(path):
     "JSON of a file. Raises ValueError naming it where it is damaged."
     try: return json.loads(path.read_text())
@@ -698,7 +764,7 @@ def collect_runs(paths:tuple=None,  # folders of runs or reports; default: `home
         for parts in (p for folder in folders for p in read(folder)): rows.setdefault(parts[0], _row(*parts))
     return pd.DataFrame(list(rows.values()), columns=list(RUN_COLUMNS))
 
-# %% ../nbs/09_report.ipynb #cell-100
+# %% ../nbs/09_report.ipynb #cell-107
 def distance_from_paper(run,    # row of `collect_runs`
                        )->str:  # 'full recipe', or e.g. 'budget 0.05, width 16, 10,000 images, 3 members'
     "Return in what a run differs from the paper's recipe. After semicolons: choices that the paper leaves open."
@@ -721,7 +787,7 @@ def distance_from_paper(run,    # row of `collect_runs`
 
 IMAGES = dict(cifar10=50_000, cifar100=50_000)    # in the training sets
 
-# %% ../nbs/09_report.ipynb #cell-101
+# %% ../nbs/09_report.ipynb #cell-108
 def nearest_runs(runs:pd.DataFrame, # of one cell
                 )->pd.DataFrame:    # those of one setting; empty where there are none
     "Return the setting nearest to the paper's recipe."
@@ -738,7 +804,7 @@ _TABLES = {2: (PAPER_TEACHERS, lambda k: dict(method='XCL-Mix', temperature=1., 
            4: (PAPER_TEMPERATURE[:5], lambda k: dict(method='KD', temperature=split_row(k)[1], teacher='+ CutMix')),
            5: (PAPER_TEMPERATURE[5:], lambda k: dict(method='XCL-Mix', temperature=split_row(k)[1], teacher='+ CutMix'))}
 
-# %% ../nbs/09_report.ipynb #cell-102
+# %% ../nbs/09_report.ipynb #cell-109
 def status_table(runs:pd.DataFrame,      # of `collect_runs`
                  table:int,              # 2, 3, 4 or 5
                  source:str='cifar100',  # of the data
