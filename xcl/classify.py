@@ -27,7 +27,7 @@ from .teachers import Teacher
 from .train import IMAGE_RECIPES, Loop, Train, image_run, image_teachers, kept_shape, stream_of, target_entropy, trained
 
 # %% ../nbs/10_classify.ipynb #cell-5
-_SAME = dict(val_fraction=0., store='off', precision='fp32')
+_SAME = dict(val_fraction=0., store='off', precision='fp32', shortcuts='full', teacher_budget=None)
 PRESETS = dict(
     smoke=dict(_SAME, dataset='digits', train_size=128, budget=.005, width=16, members=2, seeds=2, val_every=1, depth=11, alpha=16.),
     demo=dict(_SAME, dataset='digits', train_size=128, budget=.5, width=16, members=2, seeds=3, val_every=10, depth=11, alpha=48.),
@@ -83,7 +83,8 @@ def teachers(S:SimpleNamespace,        # of `section`
              kind:str='+ CutMix',      # a key of xcl.train.TEACHERS
             )->tuple:                  # of Train
     "The ensemble that teaches the students of all seeds."
-    return image_teachers(kind, S.data, S.P.seed, S.P.members, getattr(S.P, 'teacher_budget', None) or S.P.budget, S.shapes, precision=S.P.precision, val_every=S.P.val_every)
+    budget = getattr(S.P, 'teacher_budget', None) or S.P.budget
+    return image_teachers(kind, S.data, S.P.seed, S.P.members, budget, S.shapes, precision=S.P.precision, val_every=S.P.val_every)
 
 def student(S:SimpleNamespace,
             row:str,              # as for xcl.train.image_row
@@ -175,7 +176,8 @@ def sizes_of(S:SimpleNamespace,
         for (row, seed), (run,) in runs.items():
             whole, half = deployed(run, False, S.machine), deployed(run, True, S.machine)
             of = dict(family=NET_FAMILIES[run.cfg.net], method=(method or {}).get(row, row), width=dict(run.cfg.shape)['width'], seed=seed)
-            rows.append(of | dict(bytes=whole['bytes'], top1=whole['top1'], error=100 - whole['top1'], bytes_16=half['bytes'], top1_16=half['top1']))
+            rows.append(of | dict(bytes=whole['bytes'], top1=whole['top1'], error=100 - whole['top1'],
+                                  bytes_16=half['bytes'], top1_16=half['top1']))
             bar.update()
     return pd.DataFrame(rows)
 

@@ -132,11 +132,12 @@ def mixing_strip(f:Callable,             # (x float32 (b, c, h, w) in [0, 1]) ->
                  transfer:str='mixup',   # 'mixup' | 'cutmix', the latter with the box in the middle
                  steps:int=6,            # mixtures, both ends included
                  top:int=3,              # the teacher's bars under each
+                 photos:bool=True,       # False: grey squares in the place of images
                 ):                       # a matplotlib Figure
     """Return the teacher's answers to mixtures of two images, from a to b, above the labels'. Raises `ValueError` for another `transfer`,
     unless there are two examples, and unless there is a name for each class."""
     fig = _figure(10, _columns_height(steps, top))
-    _pair_columns(fig, f, pair, names, transfer, torch.linspace(1, 0, steps), top)
+    _pair_columns(fig, f, pair, names, transfer, torch.linspace(1, 0, steps), top, photos)
     return fig
 
 # %% ../nbs/09b_explore.ipynb #cell-22

@@ -28,7 +28,7 @@ import seaborn as sns
 import torch
 from IPython.display import HTML, Image, display
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from mpl_toolkits.axes_grid1 import make_axes_locatable
 from scipy.stats import t as student_t
 from torch import Tensor
@@ -482,7 +482,7 @@ def plot_size(frame:pd.DataFrame,       # as for `by_width`
         ax.axhline(teacher, color='k', ls=':', lw=1)
         ax.text(.99, teacher, 'teacher', ha='right', va='bottom', fontsize=7, transform=ax.get_yaxis_transform())
     ax.set(xscale='log', xlabel='size of the file (MB)', ylabel='test error (%)')
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f'{v:g}'))
+    ax.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator(), major_formatter=FuncFormatter(lambda v, _: f'{v:g}'))
     if len(families) == 1 and len(points): _widths_on_top(ax, points)
 
 def _widths_on_top(ax, points):
@@ -502,18 +502,19 @@ def legend_size(fig, frame:pd.DataFrame)->None:
 # %% ../nbs/09_report.ipynb #cell-75
 def lead_at_size(frame:pd.DataFrame,    # as for `by_width`
                  method:str='XCL-Mix',
-                )->pd.DataFrame:        # family, width, size (MB), best other, difference (points of error, per seed), n
-    "Return what separates a method from the best other at each size: below zero, it is better. Raises ValueError where it has not been measured."
+                )->pd.DataFrame:        # family, width, size (MB), best other, difference (points of error, per seed)
+    "Return what separates a method from the best other at each size: below zero, it is better. Raises ValueError where there is no run of it."
     if method not in set(frame.method): raise ValueError(f'no run of {method!r}; there are {", ".join(frame.method.unique())}')
     rows = []
     for (family, width), f in frame.groupby(['family', 'width'], sort=False):
         wide = f.pivot(index='seed', columns='method', values='error')
         other = wide.drop(columns=method).mean().idxmin()
-        rows.append({'family': family, 'width': width, 'size (MB)': f.bytes.mean()/1e6, 'best other': other, 'difference': wide[method] - wide[other]})
+        what = {'family': family, 'width': width, 'size (MB)': f.bytes.mean()/1e6, 'best other': other}
+        rows.append(what | {'difference': wide[method] - wide[other]})
     return pd.DataFrame(rows)
 
 def same_size(frame:pd.DataFrame,      # as for `by_width`
-             )->pd.DataFrame:          # method, width (binary), bytes, binary: its error, full: error of a full-precision student of as many bytes, or NaN
+             )->pd.DataFrame:          # method, width, bytes, binary (error, %), full (of a full-precision student of as many bytes, or NaN)
     "Return each binary student beside the full-precision curve at its size."
     points, rows = by_width(frame), []
     for method, v in points.groupby('method', sort=False):

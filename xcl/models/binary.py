@@ -75,7 +75,8 @@ class BinaryUnit(nn.Module):
 
 # %% ../../nbs/03c_models_binary.ipynb #cell-27
 class BinaryResNet18(Classifier):
-    "ResNet-18 for small images with binary weights between stem and classifier; returns logits (b, n_out). Raises `ValueError` for `width` or `n_out` below 1."
+    """ResNet-18 for small images with binary weights between stem and classifier; returns logits (b, n_out). Raises `ValueError` for `width` or
+    `n_out` below 1."""
     def __init__(self, n_out:int=100,    # number of classes
                  width:int=64,           # channels of the stem; the stages have 1, 2, 4, 8 times as many
                  mean:tuple=(0.,0.,0.),  # of the channels, subtracted from the input
