@@ -97,14 +97,14 @@ def mixed_pair(pair:Tensor,            # images a and b, (2, c, h, w)
     return mix.images(pair.repeat_interleave(k, 0))[:k], lam.float()
 
 # %% ../nbs/09b_explore.ipynb #cell-16
-def _columns(fig, x, answers, targets, names, titles, tints, top, photos=True):
-    "Images (k, c, h, w) side by side; under each the teacher's answer and the labels'."
+def _columns(fig, x, answers, targets, names, titles, tints, top, photos=True, who='teacher'):
+    "Images (k, c, h, w) side by side; under each the answer of `who` and the labels'."
     axs = fig.subplots(3, len(x), squeeze=False, height_ratios=(1.5*6/len(x), .22*top, .44))
     for i, (photo, teacher, labels) in enumerate(axs.T):
         show_photo(photo, x[i], titles[i], photos)
         answer_bars(teacher, answers[i], names, top, tints[i])
         answer_bars(labels, targets[i], names, 2, tints[i])
-    for ax, who in zip(axs[1:, 0], ('teacher', 'labels')): ax.set_ylabel(who, fontsize=8)
+    for ax, text in zip(axs[1:, 0], (who, 'labels')): ax.set_ylabel(text, fontsize=8)
 
 def _answered(f, x, names):
     "What f says to images x, once there is a name for each class."
@@ -114,7 +114,7 @@ def _answered(f, x, names):
 
 def _columns_height(k, top): return 10/k + .22*top + 1.4
 
-def _pair_columns(fig, f, pair, names, transfer, lam, top, photos=True):
+def _pair_columns(fig, f, pair, names, transfer, lam, top, photos=True, who='teacher'):
     "One row of mixtures of two labelled examples, drawn into `fig`."
     x, kept = mixed_pair(inputs(pair)[0], lam, transfer)
     answers = _answered(f, x, names)
@@ -123,7 +123,7 @@ def _pair_columns(fig, f, pair, names, transfer, lam, top, photos=True):
     a, b = pair.y.tolist()
     title = dict(mixup='MixUp', cutmix='CutMix')[transfer]
     titles = [f'{title}, lam {w:.2f}' for w in kept]
-    _columns(fig, x, answers, targets, names, titles, [{b: SECOND, a: FIRST}]*len(x), top, photos)
+    _columns(fig, x, answers, targets, names, titles, [{b: SECOND, a: FIRST}]*len(x), top, photos, who)
 
 # %% ../nbs/09b_explore.ipynb #cell-17
 def mixing_strip(f:Callable,             # (x float32 (b, c, h, w) in [0, 1]) -> probabilities (b, classes), on the images' device
@@ -131,13 +131,14 @@ def mixing_strip(f:Callable,             # (x float32 (b, c, h, w) in [0, 1]) ->
                  names,                  # of the classes
                  transfer:str='mixup',   # 'mixup' | 'cutmix', the latter with the box in the middle
                  steps:int=6,            # mixtures, both ends included
-                 top:int=3,              # the teacher's bars under each
+                 top:int=3,              # bars of f under each
                  photos:bool=True,       # False: grey squares in the place of images
+                 who:str='teacher',      # the name of f
                 ):                       # a matplotlib Figure
-    """Return the teacher's answers to mixtures of two images, from a to b, above the labels'. Raises `ValueError` for another `transfer`,
-    unless there are two examples, and unless there is a name for each class."""
+    """Return the answers of a teacher (or of anyone) to mixtures of two images, from a to b, above the labels'. Raises `ValueError` for another
+    `transfer`, unless there are two examples, and unless there is a name for each class."""
     fig = _figure(10, _columns_height(steps, top))
-    _pair_columns(fig, f, pair, names, transfer, torch.linspace(1, 0, steps), top, photos)
+    _pair_columns(fig, f, pair, names, transfer, torch.linspace(1, 0, steps), top, photos, who)
     return fig
 
 # %% ../nbs/09b_explore.ipynb #cell-22

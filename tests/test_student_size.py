@@ -1,0 +1,141 @@
+"""Section D's grid as a whole: stopped anywhere it goes on where it was, nothing is trained or asked twice, and a file read elsewhere says the same.
+
+The processes here are real: see children.py.
+"""
+import json
+import os
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from children import assert_same, begun, checkpoints, folder, make, of, records, start, until
+
+from xcl import classify
+from xcl.answers import AnswerFile
+from xcl.data import image_data
+from xcl.deploy import deployed, pack, unpack
+from xcl.runs import Machine, ensure
+from xcl.teachers import predict
+from xcl.train import image_run, image_teachers, trained
+
+DATA = image_data('digits', train_size=128)      # one step to an epoch
+SHAPES = {'resnet18': (('width', 16),), 'binary_resnet18': (('width', 16),)}
+TEACHER = image_teachers('+ CutMix', DATA, 1, 1, .05, SHAPES)
+
+
+def student(row, net='binary_resnet18', width=16, seed=1, budget=.05): return image_run(row, DATA, seed, budget, {net: (('width', width),)}, TEACHER, net)
+
+
+@pytest.fixture(scope='module')
+def reference(tmp_path_factory):
+    "Records of a binary student and its teacher, undisturbed."
+    home = tmp_path_factory.mktemp('undisturbed')
+    assert make(student('XCL-Mix'), home, home.with_suffix('.log'), checkpoint_s=1e9) == 0
+    return records(home)
+
+
+@pytest.mark.parametrize('wait', [1, 2])
+def test_a_binary_student_is_killed_and_goes_on(reference, tmp_path, wait):
+    "After its first, and after its second checkpoint. The real weights behind the bits are part of it."
+    home, log = tmp_path/'home', tmp_path/'log'
+    home.mkdir()
+    assert make(TEACHER[0], home, log) == 0
+    child, name = start(student('XCL-Mix'), home, log, pace=.02), folder(student('XCL-Mix'))
+    seen = set()
+
+    def enough():
+        seen.update(c for c in checkpoints(home) if c[0] == name)
+        return len(seen) >= wait
+    until(enough, child)
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    assert child.exitcode == -signal.SIGKILL, 'it had ended before it was killed'
+    assert make(student('XCL-Mix'), home, log) == 0
+    again = [step for run, step in begun(log) if run == name]
+    assert len(again) == 2 and again[1] > 0, again
+    assert_same(of(student('XCL-Mix'), records(home)), of(student('XCL-Mix'), reference))
+
+
+def section(tmp_path, **kw):
+    P = SimpleNamespace(**{**classify.PRESETS['smoke'], **dict(seed=1, preset='smoke', data_dir='', device='cpu', changed={}, store='half'), **kw})
+    return classify.section('student_size', P)
+
+
+def grid(S, crowd):
+    "Two widths and both families of two rows; one teacher."
+    cells = [(row, net, w) for net, w in (('resnet18', 8), ('binary_resnet18', 16)) for row in ('ERM', 'KD')]
+    return {('teacher', 1): crowd, **{(f'{row}, {net} {w}', 1): classify.student(S, row, 1, crowd, net, w) for row, net, w in cells}}
+
+
+def test_a_grid_that_was_interrupted_goes_on(tmp_path, monkeypatch, capsys):
+    "It stops at its fourth run; the second time, the first three are found, not touched, and all of it is counted."
+    S = section(tmp_path)
+    g, asked = grid(S, classify.teachers(S)), []
+
+    def stops(cfg, machine):
+        asked.append(cfg.hash)
+        if len(asked) == 4: raise KeyboardInterrupt
+        return ensure(cfg, machine)
+    with monkeypatch.context() as m:
+        m.setattr(classify, 'ensure', stops)
+        with pytest.raises(KeyboardInterrupt): classify.run_all(S, g)
+    home = classify.home()
+    before = {p: p.stat().st_mtime_ns for p in home.glob('*/result.json')}
+    assert len(before) == 3 and capsys.readouterr().out.splitlines()[-1].startswith('3/6')
+    runs = classify.run_all(S, g)
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in said if '/6' in line] == [f'{k}/6' for k in range(1, 7)]
+    assert all(p.stat().st_mtime_ns == t for p, t in before.items()) and len(list(home.glob('*/result.json'))) == 6
+    assert list(runs) == list(g)
+
+
+def test_students_of_both_families_read_one_store(tmp_path):
+    "A file for both, with a record for each of their common steps."
+    S = section(tmp_path)
+    g = grid(S, classify.teachers(S))
+    classify.run_all(S, g)
+    files = list((classify.home()/'answers').glob('*.answers'))
+    assert len(files) == 1
+    first, second = (g[k] for k in g if k[0].startswith('KD'))
+    assert [ensure(c, S.machine).result['steps'] for c in (first, second)] == [2, 2] and first.recipe != second.recipe
+    made_by = json.loads(files[0].read_bytes().split(b'\n')[0])['made_by']
+    assert AnswerFile(classify.stream_of(second), made_by, (128, *classify.kept_shape(second)), 2).written == 2
+
+
+READER = """
+import sys, torch
+from xcl.data import image_data
+from xcl.deploy import unpack
+from xcl.runs import Machine
+_, val = image_data('digits', train_size=128).load(Machine('cpu'))
+with torch.no_grad(): torch.save(unpack(sys.argv[1])(val.x[:100].float()/255), sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize('net, width', [('binary_resnet18', 16), ('binary_resnet18', 8), ('resnet18', 16)])
+def test_a_file_says_the_same_in_another_process(tmp_path, net, width):
+    run = ensure(student('ERM', net, width, budget=.01), Machine('cpu', progress=False))
+    pack(run.cfg, trained(run), tmp_path/'student.xcl')
+    subprocess.run([sys.executable, '-c', READER, tmp_path/'student.xcl', tmp_path/'out.pt'], check=True)
+    _, val = DATA.load(Machine('cpu'))
+    with torch.no_grad(): own = trained(run)(val.x[:100].float()/255)
+    assert torch.equal(torch.load(tmp_path/'out.pt'), own)
+
+
+def test_the_accuracy_of_the_file_is_that_of_the_run(tmp_path):
+    "All test images through the unpacked network; the run's own number came from a folded copy, which is equal within rounding."
+    run = ensure(student('ERM', budget=.01), Machine('cpu', progress=False))
+    said, (_, val) = deployed(run), DATA.load(Machine('cpu'))
+    score = DATA.score(run.cfg.family, predict(unpack(run.folder/'packed-32.safetensors'), val), val)
+    assert abs(score['val_loss'] - said['val_loss']) < 1e-4 and abs(score['top1'] - said['top1']) <= .2     # two of 1,000 images
+
+
+def test_a_damaged_file_of_a_run_is_named(tmp_path):
+    run = ensure(student('ERM', budget=.01), Machine('cpu', progress=False))
+    deployed(run)
+    path = run.folder/'packed-32.safetensors'
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(ValueError, match='packed-32.safetensors is damaged'): unpack(path)
