@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .cifar import Classifier, ConvBN, check_width
+from .cifar import ConvBN, ResNet18
 
 # %% ../../nbs/03c_models_binary.ipynb #cell-7
 def signs(w:Tensor,  # real weights, any shape
@@ -74,28 +74,14 @@ class BinaryUnit(nn.Module):
         return F.relu(self.conv(self.bn(x).clamp(-2, 2))) + self.shortcut(x)
 
 # %% ../../nbs/03c_models_binary.ipynb #cell-27
-class BinaryResNet18(Classifier):
-    """ResNet-18 for small images with binary weights between stem and classifier; returns logits (b, n_out). Raises `ValueError` for `width` or
-    `n_out` below 1."""
-    def __init__(self, n_out:int=100,    # number of classes
-                 width:int=64,           # channels of the stem; the stages have 1, 2, 4, 8 times as many
-                 mean:tuple=(0.,0.,0.),  # of the channels, subtracted from the input
-                 std:tuple=(1.,1.,1.),   # of the channels, the input is divided by it
-                 binary_shortcut:bool=False,  # whether the three 1x1 convolutions are binary, too
+class BinaryResNet18(ResNet18):
+    "A `ResNet18` with binary weights between stem and classifier; returns logits (b, n_out). Raises `ValueError` as that does."
+    def __init__(self, *args, binary_shortcut:bool=False,  # whether the three 1x1 convolutions are binary, too
+                 **kw,                                     # as for ResNet18
                 ):
-        super().__init__(n_out, mean, std)
-        c = check_width(width)
-        self.stem, self.stages = ConvBN(3, c, 3), nn.Sequential()
-        for i, c_out in enumerate((width, 2*width, 4*width, 8*width)):
-            first = BinaryUnit(c, c_out, 2 if i else 1, binary_shortcut)
-            self.stages.append(nn.Sequential(first, *(BinaryUnit(c_out, c_out) for _ in range(3))))
-            c = c_out
-        self.fc = nn.Linear(c, n_out)
-
-    def forward(self, x:Tensor,  # images, (b, 3, h, w), in [0, 1]
-               )->Tensor:        # (b, n_out)
-        "Return the logits; raises `ValueError` on other shapes or types."
-        return self.fc(self.stages(F.relu(self.stem(self.normalise(x)))).mean((2, 3)))
+        def stage(c_in, c_out, stride):
+            return BinaryUnit(c_in, c_out, stride, binary_shortcut), *(BinaryUnit(c_out, c_out) for _ in range(3))
+        super().__init__(*args, **kw, stage=stage)
 
 # %% ../../nbs/03c_models_binary.ipynb #cell-28
 BINARY_NETS = {'binary_resnet18': BinaryResNet18}  # name in a config -> class; call with n_out, sizes, mean, std
