@@ -19,7 +19,7 @@ from scipy.optimize import brentq
 
 from .answers import missing_bytes
 from .data import IMAGE_SOURCES, image_data, image_set
-from .deploy import deployed
+from .deploy import weigh
 from .losses import TEMPERS, Categorical, mean_probability, normalised_entropy
 from .report import record, report_folder, report_name
 from .runs import Machine, ParameterError, Run, ensure, home, progress, provenance
@@ -45,13 +45,15 @@ RULES = dict(seed=slice(1, 900), seeds=slice(1, 99), budget=slice(.001, 1), teac
              shortcuts=('full', 'binary'))
 
 # %% ../nbs/10_classify.ipynb #cell-7
+NET_FAMILIES = {'resnet18': 'full precision', 'binary_resnet18': 'binary'}    # a student's network -> its family in xcl.report.FAMILIES
+
 def binary_shape(P:SimpleNamespace)->tuple: # a part of `Train.shape`
     "What a binary network is called with where a notebook says `shortcuts = 'binary'`."
     return (('binary_shortcut', True),) if getattr(P, 'shortcuts', 'full') == 'binary' else ()
 
 def section(name:str,           # e.g. 'resnet18': the folder below outputs/
             P:SimpleNamespace,  # checked parameters
-            net:str='resnet18', # of the students
+            net:str|tuple='resnet18', # of the students; several, where recipes and so numbers of steps differ
            )->SimpleNamespace:  # P, data, names, machine, shapes, words, out, stem
     "A section, ready to ask for runs. Raises ParameterError where data_dir does not fit the dataset, and what `image_data` raises."
     if (P.dataset != 'digits') != bool(P.data_dir):
@@ -61,9 +63,9 @@ def section(name:str,           # e.g. 'resnet18': the folder below outputs/
                              "or preset = 'paper'")
     P.seeds, P.shared_teacher = list(range(P.seed, P.seed + P.seeds)), True
     data = image_data(P.dataset, P.data_dir, download=getattr(P, 'download', False), train_size=P.train_size, val_fraction=P.val_fraction)
-    whole, recipe = image_set(P.dataset, P.data_dir, data.size), IMAGE_RECIPES[net].scaled(P.budget)
-    P.images = len(data.load(Machine('cpu', P.data_dir))[0])
-    P.steps = P.images//recipe.batch*recipe.epochs
+    whole, P.images = image_set(P.dataset, P.data_dir, data.size), len(data.load(Machine('cpu', P.data_dir))[0])
+    steps = {k: P.images//r.batch*r.scaled(P.budget).epochs for k, r in IMAGE_RECIPES.items()}
+    P.steps = steps[net] if isinstance(net, str) else ', '.join(f'{NET_FAMILIES[k]} {steps[k]:,}' for k in net)
     words = {'digits': "scikit-learn's handwritten digits, 8x8 enlarged to 16x16 (not CIFAR-100)", 'cifar10': 'CIFAR-10', 'cifar100': 'CIFAR-100',
              'folder': f'images of a folder, {data.size}x{data.size}'}[P.dataset]
     words += f', {P.train_size or len(whole.train):,} of {len(whole.train):,} training images, {len(whole.test):,} for testing'
@@ -153,8 +155,6 @@ def curves_of(runs:dict)->pd.DataFrame:
     return pd.DataFrame([dict(row, method=k, seed=s, member=i) for (k, s), rs in runs.items() for i, r in enumerate(rs) for row in r.curve])
 
 # %% ../nbs/10_classify.ipynb #cell-13
-NET_FAMILIES = {'resnet18': 'full precision', 'binary_resnet18': 'binary'}    # a student's network -> its family in xcl.report.FAMILIES
-
 def numbers(name:str,     # of the parameter, for the error
             text:str,     # e.g. '8 16'
             low:int=1,
@@ -169,15 +169,15 @@ def numbers(name:str,     # of the parameter, for the error
 def sizes_of(S:SimpleNamespace,
              runs:dict,          # (row, seed) -> [run]; students only
              method:dict=None,   # row -> the method's name; None: the row itself
-            )->pd.DataFrame:     # family, method, width, seed, bytes, top1, error, and bytes_16, top1_16 of the half-precision file
+            )->pd.DataFrame:     # family, method, width, seed; bytes, error of the file of 32 bits; bytes_16, error_16
     "Return what each student weighs and how often it errs (%): the frame of `xcl.report.plot_size`."
     rows = []
     with progress(len(runs), desc='packing', unit='run') as bar:
         for (row, seed), (run,) in runs.items():
-            whole, half = deployed(run, False, S.machine), deployed(run, True, S.machine)
+            whole, half = weigh(run, False, S.machine), weigh(run, True, S.machine)
             of = dict(family=NET_FAMILIES[run.cfg.net], method=(method or {}).get(row, row), width=dict(run.cfg.shape)['width'], seed=seed)
-            rows.append(of | dict(bytes=whole['bytes'], top1=whole['top1'], error=100 - whole['top1'],
-                                  bytes_16=half['bytes'], top1_16=half['top1']))
+            rows.append(of | dict(bytes=whole['bytes'], error=100 - whole['top1'],
+                                  bytes_16=half['bytes'], error_16=100 - half['top1']))
             bar.update()
     return pd.DataFrame(rows)
 

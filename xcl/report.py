@@ -9,9 +9,9 @@ __all__ = ['GREY', 'COLOURS', 'PAPER_GAZE', 'PAPER_TEACHERS', 'PAPER_SMOOTHING',
            'accuracy_table', 'teacher_table', 'calibration', 'plot_calibration', 'plot_curves', 'plot_errors',
            'errors_by_person', 'plot_persons', 'plot_mixing', 'paper_panel', 'plot_accuracy', 'plot_gaps', 'knob_frame',
            'plot_smoothing', 'plot_temperature', 'log_temperature', 'plot_entropy', 'by_width', 'plot_size',
-           'legend_size', 'lead_at_size', 'same_size', 'reliability', 'plot_reliability', 'report_folder',
-           'report_name', 'caption', 'show_table', 'write_records', 'show_figure', 'essential', 'teacher_kind',
-           'collect_runs', 'distance_from_paper', 'nearest_runs', 'status_table']
+           'legend_size', 'told_apart', 'lead_at_size', 'same_size', 'trade_off', 'reliability', 'plot_reliability',
+           'report_folder', 'report_name', 'caption', 'show_table', 'write_records', 'show_figure', 'essential',
+           'teacher_kind', 'collect_runs', 'distance_from_paper', 'nearest_runs', 'status_table']
 
 # %% ../nbs/09_report.ipynb #cell-2
 import hashlib
@@ -474,14 +474,17 @@ def plot_size(frame:pd.DataFrame,       # as for `by_width`
               families:tuple=tuple(FAMILIES),  # to draw; of a single one, the widths stand on top
               teacher:float=None,       # error of the teacher (%)
              )->None:
-    "Test error over the size of the student's file; mean and standard deviation over seeds."
+    "Error over the size of the student's file; mean and standard deviation over seeds, open markers where there is one."
     points = by_width(frame[frame.family.isin(families)])
     for (family, method), v in points.groupby(['family', 'method'], sort=False):
-        ax.errorbar(v.bytes/1e6, v.error, yerr=v['std'].fillna(0), color=colour(method), ms=4, lw=1.2, capsize=2, **FAMILIES[family])
+        style = dict(color=colour(method), ms=4, lw=1.2, capsize=2, **FAMILIES[family])
+        ax.errorbar(v.bytes/1e6, v.error, yerr=v['std'], **style)
+        alone = v[v.n == 1]                    # a single seed has no spread: its marker is open
+        ax.plot(alone.bytes/1e6, alone.error, FAMILIES[family]['marker'], color=colour(method), ms=4, mfc='w', zorder=3)
     if teacher is not None:
         ax.axhline(teacher, color='k', ls=':', lw=1)
         ax.text(.99, teacher, 'teacher', ha='right', va='bottom', fontsize=7, transform=ax.get_yaxis_transform())
-    ax.set(xscale='log', xlabel='size of the file (MB)', ylabel='test error (%)')
+    ax.set(xscale='log', xlabel='size of the file (MB)', ylabel='error (%)')
     ax.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator(), major_formatter=FuncFormatter(lambda v, _: f'{v:g}'))
     if len(families) == 1 and len(points): _widths_on_top(ax, points)
 
@@ -497,33 +500,54 @@ def legend_size(fig, frame:pd.DataFrame)->None:
     "One legend for all panels: colours are methods, lines are families."
     lines = [Line2D([], [], color=colour(m), lw=2, label=m) for m in frame.method.unique()]
     lines += [Line2D([], [], color=GREY, ms=4, label=f, **FAMILIES[f]) for f in frame.family.unique()]
+    if by_width(frame).n.min() == 1: lines += [Line2D([], [], color=GREY, ms=4, ls='', marker='o', mfc='w', label='one seed')]
     fig.legend(handles=lines, loc='outside lower center', ncols=len(lines), fontsize=8, frameon=False)
 
 # %% ../nbs/09_report.ipynb #cell-75
+def told_apart(differences:pd.DataFrame, # seeds x others: a method's error minus theirs
+              )->str:                    # 'lower', 'higher than KD', 'not told apart'; '-' for a single seed
+    "Return where a method stands among others. Below all of them at 95% each, above one at 95% for all together."
+    n, k = differences.count(), len(differences.columns)
+    if n.min() < 2: return '-'
+    mean, error = differences.mean(), differences.std()/np.sqrt(n)
+    if (mean + student_t.ppf(.975, n - 1)*error < 0).all(): return 'lower'
+    over = mean[mean - student_t.ppf(1 - .025/k, n - 1)*error > 0]
+    return f'higher than {", ".join(over.index)}' if len(over) else 'not told apart'
+
 def lead_at_size(frame:pd.DataFrame,    # as for `by_width`
                  method:str='XCL-Mix',
-                )->pd.DataFrame:        # family, width, size (MB), best other, difference (points of error, per seed)
-    "Return what separates a method from the best other at each size: below zero, it is better. Raises ValueError where there is no run of it."
-    if method not in set(frame.method): raise ValueError(f'no run of {method!r}; there are {", ".join(frame.method.unique())}')
+                )->pd.DataFrame:        # family, width, bytes; others: the differences of error, seeds x other methods; verdict
+    "Return what separates a method from each other at each size. Raises ValueError where a size has no run of it, or of no other."
     rows = []
     for (family, width), f in frame.groupby(['family', 'width'], sort=False):
-        wide = f.pivot(index='seed', columns='method', values='error')
-        other = wide.drop(columns=method).mean().idxmin()
-        what = {'family': family, 'width': width, 'size (MB)': f.bytes.mean()/1e6, 'best other': other}
-        rows.append(what | {'difference': wide[method] - wide[other]})
+        wide = f.pivot(index='seed', columns='method', values='error').reindex(columns=f.method.unique())
+        if method not in wide or len(wide.columns) < 2:
+            raise ValueError(f'{family}, width {width} has runs of {", ".join(wide.columns)}; allowed: {method} and at least one other')
+        others = wide.drop(columns=method).rsub(wide[method], axis=0).dropna()
+        rows.append(dict(family=family, width=width, bytes=f.bytes.mean(), others=others, verdict=told_apart(others)))
     return pd.DataFrame(rows)
 
+# %% ../nbs/09_report.ipynb #cell-76
 def same_size(frame:pd.DataFrame,      # as for `by_width`
-             )->pd.DataFrame:          # method, width, bytes, binary (error, %), full (of a full-precision student of as many bytes, or NaN)
-    "Return each binary student beside the full-precision curve at its size."
-    points, rows = by_width(frame), []
-    for method, v in points.groupby('method', sort=False):
-        full, binary = (v[v.family == k].sort_values('bytes') for k in FAMILIES)
-        curve = np.interp(np.log(binary.bytes), np.log(full.bytes), full.error, left=np.nan, right=np.nan) if len(full) else np.nan
-        rows.append(binary[['method', 'width', 'bytes']].assign(binary=binary.error, full=curve))
+              bytes:str='bytes',       # column of the sizes, e.g. bytes_16
+              error:str='error',       # column of the errors, e.g. error_16
+             )->pd.DataFrame:          # method, width, seed, bytes, binary (error, %), full (of a full-precision student of as many bytes, or NaN)
+    "Return each binary student beside the full-precision curve of its method and seed, at its size."
+    rows = []
+    for _, v in frame.groupby(['method', 'seed'], sort=False):
+        full, binary = (v[v.family == k].sort_values(bytes) for k in FAMILIES)
+        curve = np.interp(np.log(binary[bytes]), np.log(full[bytes]), full[error], left=np.nan, right=np.nan) if len(full) else np.nan
+        rows.append(binary[['method', 'width', 'seed']].assign(bytes=binary[bytes], binary=binary[error], full=curve))
     return pd.concat(rows, ignore_index=True)
 
-# %% ../nbs/09_report.ipynb #cell-79
+def trade_off(frame:pd.DataFrame, **kw)->pd.DataFrame: # as for `same_size`
+    "Return `same_size` as text: a row per method and binary width, mean and standard deviation over seeds."
+    groups = same_size(frame, **kw).assign(difference=lambda f: f.binary - f.full).groupby(['method', 'width'], sort=False)
+    return pd.DataFrame({'size (kB)': (groups.bytes.mean()/1e3).round(1), 'binary: error (%)': groups.binary.apply(spread),
+                         'full precision of that size (%)': groups.full.apply(spread),
+                         'binary minus full (points)': groups.difference.apply(lambda d: spread(d, sign='+'))})
+
+# %% ../nbs/09_report.ipynb #cell-81
 def reliability(out:Tensor,   # logits, (n, classes)
                 y:Tensor,     # labels, int64 (n,)
                 bins:int=15,  # of equal width, at least 1
@@ -541,7 +565,7 @@ def reliability(out:Tensor,   # logits, (n, classes)
     frame.attrs['ece'] = float(100*np.abs(sure - right).sum()/count.sum())
     return frame
 
-# %% ../nbs/09_report.ipynb #cell-80
+# %% ../nbs/09_report.ipynb #cell-82
 def _pooled(frames):
     "The bins of several seeds as one frame of `reliability`, each image counting once."
     n = sum(f['count'] for f in frames)
@@ -565,7 +589,7 @@ def plot_reliability(frames:dict,  # row -> list of `reliability` frames, one pe
     below.set(xlabel='confidence (%)', ylabel='images (%)')
     ax.legend(title='ECE (%)', fontsize=7, title_fontsize=7)
 
-# %% ../nbs/09_report.ipynb #cell-86
+# %% ../nbs/09_report.ipynb #cell-88
 def report_folder(section:str,       # e.g. 'gaze'
                   P:SimpleNamespace, # checked parameters: preset, dataset, data_dir
                  )->Path:
@@ -582,7 +606,7 @@ def report_name(P:SimpleNamespace, # checked parameters: data_dir, preset, seeds
     changed = [f'{k}{v}' for k, v in P.changed.items() if k not in ('seeds', 'dataset', 'val_every')]
     return '-'.join(([P.preset] if P.data_dir else []) + [seeds] + changed)
 
-# %% ../nbs/09_report.ipynb #cell-87
+# %% ../nbs/09_report.ipynb #cell-89
 def _sizes(P):
     "Width and number of training images, where the notebook has them."
     width = [f'{"teacher of " if hasattr(P, "widths") else ""}width {P.width}'] if hasattr(P, 'width') else []
@@ -607,7 +631,7 @@ def _open_choices(P):
     words += [f'ensemble tempered {P.temper}'] if hasattr(P, 'temper') else []
     return ''.join(f', {w}' for w in words + (['loss times T²'] if getattr(P, 'scale_t2', False) else []))
 
-# %% ../nbs/09_report.ipynb #cell-88
+# %% ../nbs/09_report.ipynb #cell-90
 def caption(what:str,           # what is shown, with its unit
             P:SimpleNamespace,  # checked parameters: preset, budget, dataset, seeds ...
             data:str,           # what the data is, in words
@@ -621,13 +645,15 @@ def caption(what:str,           # what is shown, with its unit
     seeds = seeds or P.seeds
     of = f'Seed{"s" if len(seeds) > 1 else ""} {", ".join(map(str, seeds))}'
     networks = f'{P.members} network{"s" if P.members > 1 else ""} in the teacher{_sharing(P)}'
-    budget = f"budget {P.budget:g} of the recipe's epochs ({P.steps:,} steps)" if hasattr(P, 'steps') else f'budget {P.budget:g} of the recipe'
+    steps = getattr(P, 'steps', '')
+    if isinstance(steps, int): steps = f'{steps:,}'
+    budget = f"budget {P.budget:g} of the recipe's epochs ({steps} steps)" if hasattr(P, 'steps') else f'budget {P.budget:g} of the recipe'
     if getattr(P, 'teacher_budget', None): budget += f' (teacher {P.teacher_budget:g})'
     size = f', {budget}, {_sizes(P)}{networks}, {P.precision}{_open_choices(P)}' if about != 'data' else ''
     where = _measured_on(P) if about == 'accuracy' else ''
     return f'{smoke}{what}. {of}; preset {P.preset}{size}. Data: {data}. {where}Commit {", ".join(commits)}.'
 
-# %% ../nbs/09_report.ipynb #cell-89
+# %% ../nbs/09_report.ipynb #cell-91
 def show_table(table:pd.DataFrame, text:str, path:Path)->None:
     "Show a table under its caption, and write it as CSV with the caption as a comment line."
     write_atomic(path, (f'# {text}\n' + table.to_csv()).encode())
@@ -650,7 +676,7 @@ def show_figure(fig, text:str, path:Path, private:bool=False)->None:
     if private: return print(f'{text}\nNot shown here, because it holds images of a licensed data set: see $XCL_HOME/figures/{path.name}.')
     display(Image(path.read_bytes()), HTML(f'<p>{text}</p>'))
 
-# %% ../nbs/09_report.ipynb #cell-94
+# %% ../nbs/09_report.ipynb #cell-96
 def _kinds():
     "All loaded kinds of config, by name."
     found = [Config]
@@ -672,7 +698,7 @@ def _digest(config):
     "Twelve hex digits of an essential config, as `Config.hash`."
     return hashlib.sha256(json.dumps(config, sort_keys=True, separators=(',', ':')).encode()).hexdigest()[:12]
 
-# %% ../nbs/09_report.ipynb #cell-98
+# %% ../nbs/09_report.ipynb #cell-100
 @lru_cache(maxsize=64)
 def _ensemble_top1(paths):
     "Top-1 (%) of the mean probability of members whose predictions are stored in `paths`."
@@ -689,7 +715,7 @@ def _is_classifier(config):
     "Whether this is a run of an image classifier."
     return (config['kind'], config.get('family', {}).get('kind'), config.get('data', {}).get('kind')) == (Train.__name__, 'Categorical', 'ImageData')
 
-# %% ../nbs/09_report.ipynb #cell-99
+# %% ../nbs/09_report.ipynb #cell-101
 _FULL = dict(resnet18=dict(width=64), pyramidnet=dict(depth=200, alpha=240.), binary_resnet18=dict(width=64))     # sizes of the paper's networks
 
 def teacher_kind(config:dict, # JSON of one member
@@ -715,7 +741,7 @@ def _words(facts, against):
 
 def _paper_facts(net): return _facts(dict(net=net, recipe=IMAGE_RECIPES[net].plain())) if net in IMAGE_RECIPES else {}
 
-# %% ../nbs/09_report.ipynb #cell-101
+# %% ../nbs/09_report.ipynb #cell-103
 RUN_COLUMNS = ('hash', 'setting', 'kind', 'net', 'width', 'source', 'train_size', 'val_fraction', 'method', 'eps', 'temperature', 'temper',
                'scale_t2', 'teacher', 'members', 'teacher_hash', 'teacher_top1', 'epochs', 'budget', 'batch', 'precision', 'seed', 'top1',
                'target_entropy', 'commit', 'config')
@@ -736,7 +762,7 @@ def _row(name, config, result, provenance, teacher_top1=np.nan):
                target_entropy=result.get('target_entropy', np.nan), commit=provenance['commit'] + ('+' if provenance['dirty'] else ''), config=config)
     return {k: row[k] for k in RUN_COLUMNS}
 
-# %% ../nbs/09_report.ipynb #cell-102
+# %% ../nbs/09_report.ipynb #cell-104
 def _read(path):
     "JSON of a file. Raises ValueError naming it where it is damaged."
     try: return json.loads(path.read_text())
@@ -765,7 +791,7 @@ def collect_runs(paths:tuple=None,  # folders of runs or reports; default: `home
         for parts in (p for folder in folders for p in read(folder)): rows.setdefault(parts[0], _row(*parts))
     return pd.DataFrame(list(rows.values()), columns=list(RUN_COLUMNS))
 
-# %% ../nbs/09_report.ipynb #cell-107
+# %% ../nbs/09_report.ipynb #cell-109
 def distance_from_paper(run,    # row of `collect_runs`
                        )->str:  # 'full recipe', or e.g. 'budget 0.05, width 16, 10,000 images, 3 members'
     "Return in what a run differs from the paper's recipe. After semicolons: choices that the paper leaves open."
@@ -788,7 +814,7 @@ def distance_from_paper(run,    # row of `collect_runs`
 
 IMAGES = dict(cifar10=50_000, cifar100=50_000)    # in the training sets
 
-# %% ../nbs/09_report.ipynb #cell-108
+# %% ../nbs/09_report.ipynb #cell-110
 def nearest_runs(runs:pd.DataFrame, # of one cell
                 )->pd.DataFrame:    # those of one setting; empty where there are none
     "Return the setting nearest to the paper's recipe."
@@ -805,7 +831,7 @@ _TABLES = {2: (PAPER_TEACHERS, lambda k: dict(method='XCL-Mix', temperature=1., 
            4: (PAPER_TEMPERATURE[:5], lambda k: dict(method='KD', temperature=split_row(k)[1], teacher='+ CutMix')),
            5: (PAPER_TEMPERATURE[5:], lambda k: dict(method='XCL-Mix', temperature=split_row(k)[1], teacher='+ CutMix'))}
 
-# %% ../nbs/09_report.ipynb #cell-109
+# %% ../nbs/09_report.ipynb #cell-111
 def status_table(runs:pd.DataFrame,      # of `collect_runs`
                  table:int,              # 2, 3, 4 or 5
                  source:str='cifar100',  # of the data

@@ -19,10 +19,10 @@ def signs(w:Tensor,  # real weights, any shape
     "Return the bit of every weight; that of 0 is +1."
     return torch.where(w < 0, -torch.ones_like(w), torch.ones_like(w))
 
-def scales(w:Tensor,  # real weights, (out, ...)
+def scales(w:Tensor,  # real weights, (out, in, ...): two dimensions or more
           )->Tensor:  # (out, 1, ...), at least 0
-    "Return the mean |w| of every output channel."
-    return w.detach().abs().mean(tuple(range(1, w.ndim)), keepdim=True)
+    "Return the mean |w| of every output channel, the same bits in any memory layout."
+    return w.detach().abs().flatten(1).mean(1).view(-1, *[1]*(w.ndim - 1))
 
 # %% ../../nbs/03c_models_binary.ipynb #cell-12
 class Binarise(torch.autograd.Function):
@@ -73,7 +73,7 @@ class BinaryUnit(nn.Module):
         "Return the activated binary convolution plus the shortcut."
         return F.relu(self.conv(self.bn(x).clamp(-2, 2))) + self.shortcut(x)
 
-# %% ../../nbs/03c_models_binary.ipynb #cell-27
+# %% ../../nbs/03c_models_binary.ipynb #cell-29
 class BinaryResNet18(ResNet18):
     "A `ResNet18` with binary weights between stem and classifier; returns logits (b, n_out). Raises `ValueError` as that does."
     def __init__(self, *args, binary_shortcut:bool=False,  # whether the three 1x1 convolutions are binary, too
@@ -83,7 +83,7 @@ class BinaryResNet18(ResNet18):
             return BinaryUnit(c_in, c_out, stride, binary_shortcut), *(BinaryUnit(c_out, c_out) for _ in range(3))
         super().__init__(*args, **kw, stage=stage)
 
-# %% ../../nbs/03c_models_binary.ipynb #cell-28
+# %% ../../nbs/03c_models_binary.ipynb #cell-30
 BINARY_NETS = {'binary_resnet18': BinaryResNet18}  # name in a config -> class; call with n_out, sizes, mean, std
 
 def weight_bits(net:nn.Module)->dict: # {'1 bit': number of weights, '32 bits': number of parameters}
