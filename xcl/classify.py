@@ -81,18 +81,19 @@ def student(S:SimpleNamespace,
             seed:int,
             taught_by:tuple=(),   # of Train
             net:str='resnet18',
+            generated:dict=None,  # likewise: rows of A.6
            )->Train:
     "One student of a section."
     how = {k: getattr(S.P, k) for k in ('temper', 'scale_t2') if hasattr(S.P, k)}
     return image_run(row, S.data, seed, S.P.budget, S.shapes, taught_by, net, precision=S.P.precision, val_every=S.P.val_every,
-                     answers='half' if S.P.store == 'half' else 'exact', teacher_precision=S.P.precision, **how)
+                     answers='half' if S.P.store == 'half' else 'exact', teacher_precision=S.P.precision, generated=generated, **how)
 
 # %% ../nbs/10_classify.ipynb #cell-10
 def check_room(S:SimpleNamespace, grid:dict)->float: # MB that are missing
     "Print what the stores of a grid will take. Raises OSError where the disk has not that much."
     if not S.machine.store: return 0.
     todo = [c for c in grid.values() if isinstance(c, Train) and c.teachers and not Run(c).done]
-    need = {stream_of(c).hash: missing_bytes(stream_of(c), S.P.steps, (c.recipe.batch, *kept_shape(c))) for c in todo}
+    need = {stream_of(c).hash: missing_bytes(stream_of(c), S.P.steps, (c.method.transfer.asked(c.recipe.batch), *kept_shape(c))) for c in todo}
     room, where = sum(need.values()), home()
     where.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(where).free
