@@ -39,8 +39,9 @@ from .train import IMAGE_RECIPES, Recipe, Train, image_row
 
 # %% ../nbs/09_report.ipynb #cell-5
 GREY = '#6b6b6b'
-COLOURS = dict(zip(('ERM, point', 'ERM', 'MixUp', 'KD', 'XCL-Mix', 'XCL-GAN', 'CutMix', 'LS', 'teacher'),
-                   (*sns.color_palette('colorblind', 7), sns.color_palette('colorblind', 10)[9], (0., 0., 0.))))
+_PALETTE = sns.color_palette('colorblind', 10)
+COLOURS = dict(zip(('ERM, point', 'ERM', 'MixUp', 'KD', 'XCL-Mix', 'XCL-GAN', 'CutMix', 'LS', 'teacher', 'XCL-Sim'),
+                   (*_PALETTE[:7], _PALETTE[9], (0., 0., 0.), _PALETTE[7])))
 
 def colour(name:str,  # of a row: 'ERM', 'LS 0.1', 'KD T=5', 'XCL-Mix T=1.5', 'teacher', or a teacher's kind, '+ CutMix'
           )->tuple:   # red, green, blue in [0, 1]
