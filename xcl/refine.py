@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['BLOCK', 'STUDIO', 'REFINED', 'REAL', 'STATS', 'checked_range', 'checked_rows', 'Simulated', 'drawn_eyes',
            'rows_of_blocks', 'read_unlabelled', 'eyes_digest', 'RealEyes', 'real_eyes', 'TrainingEyes', 'worse_camera',
-           'WebcamEyes', 'to_signed', 'to_bytes', 'local_loss', 'change', 'share_right', 'History', 'SimGAN', 'eye_gan',
-           'target_images', 'Refining', 'check', 'tiled', 'refine', 'networks', 'Refined', 'RefinedEyes',
-           'refined_eyes', 'SimulatedEyes', 'gaze_judge', 'gaze_kept', 'fresh_discriminator', 'called_right',
-           'told_apart', 'pixel_table']
+           'WebcamEyes', 'webcam_eyes', 'to_signed', 'to_bytes', 'local_loss', 'change', 'share_right', 'History',
+           'SimGAN', 'eye_gan', 'target_images', 'Refining', 'check', 'tiled', 'refine', 'networks', 'Refined',
+           'RefinedEyes', 'refined_eyes', 'SimulatedEyes', 'gaze_judge', 'gaze_kept', 'fresh_discriminator',
+           'called_right', 'told_apart', 'pixel_table']
 
 # %% ../nbs/08b_refine.ipynb #cell-3
 import io
@@ -185,7 +185,13 @@ class WebcamEyes(Config):
             out.append(worse_camera(sharp, self.blur, self.noise, rng(self.seed, 'webcam/sensor', k)))
         return torch.cat(out)[:self.n, None]
 
-# %% ../nbs/08b_refine.ipynb #cell-30
+# %% ../nbs/08b_refine.ipynb #cell-25
+def webcam_eyes(**kw, # fields of WebcamEyes but the renderer
+               )->WebcamEyes:
+    "`WebcamEyes` with the renderer that is here."
+    return WebcamEyes(RENDERER, **kw)
+
+# %% ../nbs/08b_refine.ipynb #cell-31
 def to_signed(x:Tensor)->Tensor:
     "uint8 pixels as float32 in [-1, 1]."
     return x.float().div_(127.5).sub_(1)
@@ -194,7 +200,7 @@ def to_bytes(x:Tensor)->Tensor:
     "Pixels in [-1, 1] as uint8."
     return x.add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
-# %% ../nbs/08b_refine.ipynb #cell-33
+# %% ../nbs/08b_refine.ipynb #cell-34
 REFINED, REAL = 0, 1   # channels of the discriminator
 
 def local_loss(logits:Tensor, # (b, 2, h, w)
@@ -211,7 +217,7 @@ def share_right(logits:Tensor, kind:int)->Tensor:
     "Share of places that are called what they are, scalar in [0, 1]."
     return (logits.argmax(1) == kind).float().mean()
 
-# %% ../nbs/08b_refine.ipynb #cell-37
+# %% ../nbs/08b_refine.ipynb #cell-38
 class History:
     "Earlier refined pictures. Empty at first, then it fills, then it is full for good."
     def __init__(self,
@@ -234,7 +240,7 @@ class History:
         self.images[place] = new
         return shown
 
-# %% ../nbs/08b_refine.ipynb #cell-42
+# %% ../nbs/08b_refine.ipynb #cell-43
 @dataclass(frozen=True)
 class SimGAN(RunConfig):
     "Refiner and discriminator, trained together."
@@ -276,7 +282,7 @@ def eye_gan(source:Config, target:Config, seed:int,
     few = dict(pretrain_r=min(1000, 3*steps//10), pretrain_d=min(200, steps//10), history=min(32*batch, 4096), every=max(1, steps//10))
     return SimGAN(source, target, seed, **kw, steps=steps, batch=batch, **few)
 
-# %% ../nbs/08b_refine.ipynb #cell-43
+# %% ../nbs/08b_refine.ipynb #cell-44
 STATS = 'loss_r', 'change', 'loss_d', 'real_right', 'refined_right'   # of a step: nats; mean |R(x) - x|; nats; shares of places
 _SIGNED = dict(betas=(.5, .999), fused=True)
 
@@ -309,7 +315,7 @@ class Refining:
         rows = rng(self.cfg.seed, f'simgan/{stream}', step).integers(len(x), size=self.cfg.batch)
         return to_signed(x[torch.from_numpy(rows).to(self.device)])
 
-# %% ../nbs/08b_refine.ipynb #cell-44
+# %% ../nbs/08b_refine.ipynb #cell-45
 @patch
 def save(self:Refining)->None:
     "Write the checkpoint: both networks, their optimisers, the history, this interval's numbers."
@@ -332,7 +338,7 @@ def check(numbers:Tensor, # any shape
     "Return nothing; raise NotFinite where a number is NaN or infinite."
     if not numbers.isfinite().all(): raise NotFinite(f'a loss is NaN or infinite at or before step {step}. Nothing of this was saved.')
 
-# %% ../nbs/08b_refine.ipynb #cell-45
+# %% ../nbs/08b_refine.ipynb #cell-46
 @patch
 def update_r(self:Refining, draw:int, alone:bool)->dict:
     "One update of the refiner, on its draw number `draw`; returns its share of STATS."
@@ -364,7 +370,7 @@ def _descend(self:Refining, opt, loss):
     loss.backward()
     opt.step()
 
-# %% ../nbs/08b_refine.ipynb #cell-46
+# %% ../nbs/08b_refine.ipynb #cell-47
 @patch
 def train_step(self:Refining)->None:
     "One step: of R alone, of D alone, or `r_per_d` updates of R and one of D."
@@ -386,7 +392,7 @@ def end_interval(self:Refining, phase:str)->None:
     self.track.fill_(-1)
     self.write_sheet()
 
-# %% ../nbs/08b_refine.ipynb #cell-48
+# %% ../nbs/08b_refine.ipynb #cell-49
 def tiled(x:Tensor, # uint8 (rows, n, h, w)
          )->np.ndarray:
     "Pictures as one, row below row."
@@ -404,7 +410,7 @@ def write_sheet(self:Refining)->None:
     (self.run.folder/'sheets').mkdir(exist_ok=True)
     write_atomic(self.run.folder/'sheets'/f'{self.step:07}.png', data.getvalue())
 
-# %% ../nbs/08b_refine.ipynb #cell-49
+# %% ../nbs/08b_refine.ipynb #cell-50
 def refine(cfg:SimGAN, run:Run)->None:
     "Train to the end and finish the run; goes on from a checkpoint bit for bit. Raises NotFinite, ValueError for a target that is too small."
     loop = Refining(cfg, run)
@@ -424,7 +430,7 @@ def networks(run:Run)->tuple: # (Refiner, Discriminator)
     for name, net in ('refiner', R), ('discriminator', D): net.load_state_dict(run.tensors(name))
     return R.requires_grad_(False), D.requires_grad_(False)
 
-# %% ../nbs/08b_refine.ipynb #cell-51
+# %% ../nbs/08b_refine.ipynb #cell-52
 @dataclass(frozen=True)
 class Refined(Config):
     "Drawn eyes through a trained refiner: a maker of sets."
@@ -447,7 +453,7 @@ class RefinedEyes:
         "Eyes `start` to `stop` of a seed: x refined, and their gaze y and head pose extra."
         return rows_of_blocks(lambda k: self.block(seed, k), start, stop)
 
-# %% ../nbs/08b_refine.ipynb #cell-52
+# %% ../nbs/08b_refine.ipynb #cell-53
 @torch.no_grad()
 def refined_eyes(R:Refiner,  # on any device
                  x:Tensor,   # uint8 (n, 1, 36, 60)
@@ -456,7 +462,7 @@ def refined_eyes(R:Refiner,  # on any device
     device = next(R.parameters()).device
     return torch.cat([to_bytes(R(to_signed(part.to(device)))).cpu() for part in x.split(BLOCK)])
 
-# %% ../nbs/08b_refine.ipynb #cell-71
+# %% ../nbs/08b_refine.ipynb #cell-72
 @dataclass(frozen=True)
 class SimulatedEyes(Config):
     "Labelled drawn eyes of random orientation, to learn gaze from. The people that are validated on are others."
@@ -486,7 +492,7 @@ def gaze_judge(source:Simulated, # what it learns from
     "The network that is asked whether a gaze was kept: a PreAct-ResNet, plain squared error, the recipe of A.1 with fewer epochs."
     return Train('preact_resnet', Point(), SimulatedEyes(source, seed, n), METHODS['ERM'], GAZE_TEACHER.scaled(epochs/GAZE_TEACHER.epochs), seed)
 
-# %% ../nbs/08b_refine.ipynb #cell-72
+# %% ../nbs/08b_refine.ipynb #cell-73
 def gaze_kept(net,           # of a finished `gaze_judge`
               drawn:dict,    # of a `Simulated` maker
               refined:dict,  # the same rows of a `Refined` one
@@ -498,7 +504,7 @@ def gaze_kept(net,           # of a finished `gaze_judge`
     return dict(moved_deg=moved.mean().item(), moved_p95_deg=moved.quantile(.95).item(),
                 error_before_deg=angular_error(before, a.y).mean().item(), error_after_deg=angular_error(after, b.y).mean().item())
 
-# %% ../nbs/08b_refine.ipynb #cell-77
+# %% ../nbs/08b_refine.ipynb #cell-78
 def fresh_discriminator(sets:list,  # two of pictures in [-1, 1], (n, 1, h, w): refined ones, real ones
                         seed:int,
                         steps:int,
@@ -537,7 +543,7 @@ def told_apart(a:Tensor,        # uint8 (n, 1, h, w), one set
     D = fresh_discriminator(seen, seed, steps, batch)
     return sum(called_right(D, x, kind) for kind, x in enumerate(unseen))/2
 
-# %% ../nbs/08b_refine.ipynb #cell-81
+# %% ../nbs/08b_refine.ipynb #cell-82
 def pixel_table(sets:dict, # name -> uint8 (n, 1, h, w)
                )->dict:    # name -> mean, contrast, sharpness (grey levels), and histogram: shares of 16 bins of grey
     "Statistics of pictures, each picture counting the same."

@@ -542,6 +542,12 @@ def _open_choices(P):
     words += [f'ensemble tempered {P.temper}'] if hasattr(P, 'temper') else []
     return ''.join(f', {w}' for w in words + (['loss times T²'] if getattr(P, 'scale_t2', False) else []))
 
+def _training(P):
+    "Budget and size of what was trained."
+    budget = f"budget {P.budget:g} of the recipe's epochs ({P.steps:,} steps)" if hasattr(P, 'steps') else f'budget {P.budget:g} of the recipe'
+    networks = f'{P.members} network{"s" if P.members > 1 else ""} in the teacher{_sharing(P)}'
+    return f', {budget}, {_sizes(P)}{networks}, {P.precision}{_open_choices(P)}'
+
 # %% ../nbs/09_report.ipynb #cell-81
 def caption(what:str,           # what is shown, with its unit
             P:SimpleNamespace,  # checked parameters: preset, budget, dataset, seeds ...
@@ -555,9 +561,7 @@ def caption(what:str,           # what is shown, with its unit
     smoke = 'SMOKE - not a result. ' if P.preset == 'smoke' else ''
     seeds = seeds or P.seeds
     of = f'Seed{"s" if len(seeds) > 1 else ""} {", ".join(map(str, seeds))}'
-    networks = f'{P.members} network{"s" if P.members > 1 else ""} in the teacher{_sharing(P)}'
-    budget = f"budget {P.budget:g} of the recipe's epochs ({P.steps:,} steps)" if hasattr(P, 'steps') else f'budget {P.budget:g} of the recipe'
-    size = f', {budget}, {_sizes(P)}{networks}, {P.precision}{_open_choices(P)}' if about != 'data' else ''
+    size = _training(P) if about != 'data' else ''
     where = _measured_on(P) if about == 'accuracy' else ''
     return f'{smoke}{what}. {of}; preset {P.preset}{size}. Data: {data}. {where}Commit {", ".join(commits)}.'
 
