@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'RULES', 'presets', 'section', 'provenance_line', 'teachers', 'student', 'check_room', 'run_all',
-           'ensemble_score', 'records_of', 'curves_of', 'scale_to', 'answer_entropy']
+           'ensemble_score', 'records_of', 'curves_of', 'scale_to', 'answer_entropy', 'first_class']
 
 # %% ../nbs/10_classify.ipynb #cell-2
 import errno
@@ -167,3 +167,14 @@ def answer_entropy(S:SimpleNamespace,
                 family = Categorical(S.data.classes, T, temper)
                 found.append(dict(T=T, method=row, temper=temper, entropy=100*family.uncertainty(family.combine(scale*outs)).item(), scale=scale))
     return pd.DataFrame(found)
+
+# %% ../nbs/10_classify.ipynb #cell-16
+def first_class(p:torch.Tensor,    # answers, (n, classes)
+                i:torch.Tensor,    # the first of two classes, int64 (n,)
+                j:torch.Tensor,    # the other
+                lam:torch.Tensor,  # the share of the first, (n,) in [0, 1]
+                bins:int=10,       # of equal width
+               )->pd.DataFrame:    # columns lam (the middle of a bin) and p
+    "Mean probability that answers give to the first class, in bins of lam; images of a single class are left out."
+    f = pd.DataFrame(dict(lam=(bins*lam).floor().clamp(max=bins - 1).add(.5)/bins, p=p.gather(1, i[:, None])[:, 0]))
+    return f[(i != j).numpy()].groupby('lam', as_index=False).p.mean()
