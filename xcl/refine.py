@@ -273,6 +273,7 @@ class SimGAN(RunConfig):
     def total(self)->int: return self.pretrain_r + self.pretrain_d + self.steps
     def make(self, run:Run)->None: refine(self, run)
 
+# %% ../nbs/08b_refine.ipynb #cell-45
 def eye_gan(source:Config, target:Config, seed:int,
             steps:int,   # updates of D beside R
             batch:int,   # eyes
@@ -282,7 +283,7 @@ def eye_gan(source:Config, target:Config, seed:int,
     few = dict(pretrain_r=min(1000, 3*steps//10), pretrain_d=min(200, steps//10), history=min(32*batch, 4096), every=max(1, steps//10))
     return SimGAN(source, target, seed, **kw, steps=steps, batch=batch, **few)
 
-# %% ../nbs/08b_refine.ipynb #cell-44
+# %% ../nbs/08b_refine.ipynb #cell-47
 STATS = 'loss_r', 'change', 'loss_d', 'real_right', 'refined_right'   # of a step: nats; mean |R(x) - x|; nats; shares of places
 _SIGNED = dict(betas=(.5, .999), fused=True)
 
@@ -315,7 +316,7 @@ class Refining:
         rows = rng(self.cfg.seed, f'simgan/{stream}', step).integers(len(x), size=self.cfg.batch)
         return to_signed(x[torch.from_numpy(rows).to(self.device)])
 
-# %% ../nbs/08b_refine.ipynb #cell-45
+# %% ../nbs/08b_refine.ipynb #cell-48
 @patch
 def save(self:Refining)->None:
     "Write the checkpoint: both networks, their optimisers, the history, this interval's numbers."
@@ -338,7 +339,7 @@ def check(numbers:Tensor, # any shape
     "Return nothing; raise NotFinite where a number is NaN or infinite."
     if not numbers.isfinite().all(): raise NotFinite(f'a loss is NaN or infinite at or before step {step}. Nothing of this was saved.')
 
-# %% ../nbs/08b_refine.ipynb #cell-46
+# %% ../nbs/08b_refine.ipynb #cell-49
 @patch
 def update_r(self:Refining, draw:int, alone:bool)->dict:
     "One update of the refiner, on its draw number `draw`; returns its share of STATS."
@@ -370,7 +371,7 @@ def _descend(self:Refining, opt, loss):
     loss.backward()
     opt.step()
 
-# %% ../nbs/08b_refine.ipynb #cell-47
+# %% ../nbs/08b_refine.ipynb #cell-50
 @patch
 def train_step(self:Refining)->None:
     "One step: of R alone, of D alone, or `r_per_d` updates of R and one of D."
@@ -392,7 +393,7 @@ def end_interval(self:Refining, phase:str)->None:
     self.track.fill_(-1)
     self.write_sheet()
 
-# %% ../nbs/08b_refine.ipynb #cell-49
+# %% ../nbs/08b_refine.ipynb #cell-52
 def tiled(x:Tensor, # uint8 (rows, n, h, w)
          )->np.ndarray:
     "Pictures as one, row below row."
@@ -410,7 +411,7 @@ def write_sheet(self:Refining)->None:
     (self.run.folder/'sheets').mkdir(exist_ok=True)
     write_atomic(self.run.folder/'sheets'/f'{self.step:07}.png', data.getvalue())
 
-# %% ../nbs/08b_refine.ipynb #cell-50
+# %% ../nbs/08b_refine.ipynb #cell-53
 def refine(cfg:SimGAN, run:Run)->None:
     "Train to the end and finish the run; goes on from a checkpoint bit for bit. Raises NotFinite, ValueError for a target that is too small."
     loop = Refining(cfg, run)
@@ -430,7 +431,7 @@ def networks(run:Run)->tuple: # (Refiner, Discriminator)
     for name, net in ('refiner', R), ('discriminator', D): net.load_state_dict(run.tensors(name))
     return R.requires_grad_(False), D.requires_grad_(False)
 
-# %% ../nbs/08b_refine.ipynb #cell-52
+# %% ../nbs/08b_refine.ipynb #cell-55
 @dataclass(frozen=True)
 class Refined(Config):
     "Drawn eyes through a trained refiner: a maker of sets."
@@ -453,7 +454,7 @@ class RefinedEyes:
         "Eyes `start` to `stop` of a seed: x refined, and their gaze y and head pose extra."
         return rows_of_blocks(lambda k: self.block(seed, k), start, stop)
 
-# %% ../nbs/08b_refine.ipynb #cell-53
+# %% ../nbs/08b_refine.ipynb #cell-56
 @torch.no_grad()
 def refined_eyes(R:Refiner,  # on any device
                  x:Tensor,   # uint8 (n, 1, 36, 60)
@@ -462,7 +463,7 @@ def refined_eyes(R:Refiner,  # on any device
     device = next(R.parameters()).device
     return torch.cat([to_bytes(R(to_signed(part.to(device)))).cpu() for part in x.split(BLOCK)])
 
-# %% ../nbs/08b_refine.ipynb #cell-72
+# %% ../nbs/08b_refine.ipynb #cell-75
 @dataclass(frozen=True)
 class SimulatedEyes(Config):
     "Labelled drawn eyes of random orientation, to learn gaze from. The people that are validated on are others."
@@ -492,7 +493,7 @@ def gaze_judge(source:Simulated, # what it learns from
     "The network that is asked whether a gaze was kept: a PreAct-ResNet, plain squared error, the recipe of A.1 with fewer epochs."
     return Train('preact_resnet', Point(), SimulatedEyes(source, seed, n), METHODS['ERM'], GAZE_TEACHER.scaled(epochs/GAZE_TEACHER.epochs), seed)
 
-# %% ../nbs/08b_refine.ipynb #cell-73
+# %% ../nbs/08b_refine.ipynb #cell-76
 def gaze_kept(net,           # of a finished `gaze_judge`
               drawn:dict,    # of a `Simulated` maker
               refined:dict,  # the same rows of a `Refined` one
@@ -504,7 +505,7 @@ def gaze_kept(net,           # of a finished `gaze_judge`
     return dict(moved_deg=moved.mean().item(), moved_p95_deg=moved.quantile(.95).item(),
                 error_before_deg=angular_error(before, a.y).mean().item(), error_after_deg=angular_error(after, b.y).mean().item())
 
-# %% ../nbs/08b_refine.ipynb #cell-78
+# %% ../nbs/08b_refine.ipynb #cell-81
 def fresh_discriminator(sets:list,  # two of pictures in [-1, 1], (n, 1, h, w): refined ones, real ones
                         seed:int,
                         steps:int,
@@ -543,7 +544,7 @@ def told_apart(a:Tensor,        # uint8 (n, 1, h, w), one set
     D = fresh_discriminator(seen, seed, steps, batch)
     return sum(called_right(D, x, kind) for kind, x in enumerate(unseen))/2
 
-# %% ../nbs/08b_refine.ipynb #cell-82
+# %% ../nbs/08b_refine.ipynb #cell-85
 def pixel_table(sets:dict, # name -> uint8 (n, 1, h, w)
                )->dict:    # name -> mean, contrast, sharpness (grey levels), and histogram: shares of 16 bins of grey
     "Statistics of pictures, each picture counting the same."
