@@ -277,11 +277,11 @@ class SimGAN(RunConfig):
 def eye_gan(source:Config, target:Config, seed:int,
             steps:int,   # updates of D beside R
             batch:int,   # eyes
-            **kw,        # other fields of SimGAN
+            **kw,        # other fields of SimGAN, of those named below, too
            )->SimGAN:
     "SimGAN, smaller: pre-training is a share of the steps, up to the published 1,000 and 200; the history holds 32 batches, up to 4,096 pictures."
     few = dict(pretrain_r=min(1000, 3*steps//10), pretrain_d=min(200, steps//10), history=min(32*batch, 4096), every=max(1, steps//10))
-    return SimGAN(source, target, seed, **kw, steps=steps, batch=batch, **few)
+    return SimGAN(source, target, seed, steps=steps, batch=batch, **few | kw)
 
 # %% ../nbs/08b_refine.ipynb #cell-47
 STATS = 'loss_r', 'change', 'loss_d', 'real_right', 'refined_right'   # of a step: nats; mean |R(x) - x|; nats; shares of places
