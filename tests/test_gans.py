@@ -24,7 +24,7 @@ HERE = Machine('cpu', progress=False)
 def gan(**kw):
     "Thirty steps on 128 digits, with a judge; a row and samples every 8 steps."
     data = image_data('digits', train_size=128)
-    judge = Judge(image_run('ERM', data, 1, .005, {'resnet18': (('width', 16),)}), n=50)
+    judge = Judge(image_run('ERM', data, 1, .005, {'resnet18': (('width', 16),)}, val_every=9), n=50)
     return BigGAN(**{**dict(data=data, recipe=RECIPE, seed=1, judge=judge, every=8), **kw})
 
 
