@@ -178,8 +178,10 @@ def mend(self:RecordFile)->str:
 
 @patch
 def put(self:RecordFile, i:int, **fields)->None: # name -> array
-    "Store a record. Its mark comes last."
-    for name, v in fields.items(): self.map[i][name] = v
+    "Store a record; its mark comes last. Raises ValueError for arrays of another shape, which would be broadcast."
+    for name, v in fields.items():
+        if v.shape != self.record[name].shape: raise ValueError(f'{name} is {v.shape}; a record of {self.path.name} holds {self.record[name].shape}')
+        self.map[i][name] = v
     self.map[i]['mark'] = _mark(self.map[i], i)
 
 # %% ../nbs/06b_answers.ipynb #cell-12

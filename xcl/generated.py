@@ -209,7 +209,8 @@ class StoredSet:
     def __init__(self, run:Run): # of a GeneratedSet
         self.run, self.n, self.block = run, run.cfg.n, run.cfg.block
         self.file = run.cfg.file(run, run.result['fields'], read_only=True)
-        self.content = self.file.content
+        self.content, said = self.file.content, run.result['content']
+        if self.content != said: raise ValueError(f'{self.file.path} was exchanged: its content is {self.content}, not the {said} that was made here')
 
     def __len__(self): return self.n
     def rows(self, index)->dict: # name -> tensor (k, ...)

@@ -35,7 +35,7 @@ from .data import Examples, inputs
 from .eyes import angular_error, show_eyes
 from .losses import mean_probability
 from .runs import Config, home, is_live, read_tensors, root, write_atomic, write_json
-from .train import IMAGE_RECIPES, Recipe, Train, image_row
+from .train import IMAGE_RECIPES, METHODS, Recipe, Train, image_row
 
 # %% ../nbs/09_report.ipynb #cell-5
 GREY = '#6b6b6b'
@@ -712,8 +712,9 @@ def distance_from_paper(run,    # row of `collect_runs`
     if run.train_size not in (0, IMAGES.get(run.source)): words.append(f'{run.train_size:,} images')
     if run.val_fraction: words.append(f'measured on {run.val_fraction:.0%} of the training set')
     if essential(data).get('augment', '') != '': words.append('other augmentation')
-    row = {'LS': 'LS 0.1'}.get(run.method, run.method)
-    if essential(c['method']['transfer']) != essential(image_row(row, 10)[0].transfer.plain()): words.append('other mixing')
+    row = {'LS': 'LS 0.1'}.get(run.method, run.method)     # rows that are not in the table bring a transfer set of their own
+    usual = image_row(row, 10)[0].transfer.plain() if run.method in METHODS else c['method']['transfer']
+    if essential(c['method']['transfer']) != essential(usual): words.append('other mixing')
     if teachers:
         if len(teachers) != 8: words.append(f'{len(teachers)} member{"s" if len(teachers) > 1 else ""}')
         t = teachers[0]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .answers import AnswerFile, Answers, Stream, weights_digest
 from .data import Examples
-from .generated import GeneratedSet, Offline, Online, Sampled, StoredAnswers, StoredSet, made_labels
+from .generated import GeneratedSet, Offline, Online, Sampled, StoredAnswers, made_labels
 from .losses import Categorical, Gaussian, Point
 from .models.cifar import CIFAR_NETS
 from .models.gaze import GAZE_NETS
@@ -171,7 +171,7 @@ def target_of(cfg:Train,         # of the student
     ask = ask_of(cfg, members, train, machine, first, steps)
     before = cfg.method.transfer.asked_before(cfg.teachers, cfg.family.keeper, cfg.teacher_precision)
     if before is None or first.row is None: return ask
-    known = StoredAnswers(ensure(before, machine), weights_digest(members), StoredSet(ensure(before.set, machine)).content)
+    known = StoredAnswers(ensure(before, machine), weights_digest(members), ensure(before.set, machine).result['content'])
     return lambda batch, step: torch.cat([ask(batch, step), cfg.family.answer(known(batch.row))])
 
 # %% ../nbs/07_train.ipynb #cell-20
