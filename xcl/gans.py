@@ -122,7 +122,7 @@ class GanRecipe(Config):
 # %% ../nbs/08_gans.ipynb #cell-15
 BIGGAN = GanRecipe(256, 256, 50, 125_000)                 # 500 epochs of 50,000 images, 4 x 50 of them a step
 BIGGAN_DIFFAUG = replace(BIGGAN, augment=DiffAugment())
-BIGGAN_DIGITS = GanRecipe(32, 32, 32, 1000, d_steps=2, lr_g=5e-4, lr_d=1e-3, ema=.99, ema_start=100, augment=DiffAugment(False, .125, 0.))
+BIGGAN_DIGITS = GanRecipe(32, 32, 32, 600, d_steps=2, lr_g=5e-4, lr_d=1e-3, ema=.99, ema_start=100, augment=DiffAugment(False, .125, 0.))
 GAN_RECIPES = {'biggan': BIGGAN, 'biggan-diffaug': BIGGAN_DIFFAUG, 'digits': BIGGAN_DIGITS}
 
 # %% ../nbs/08_gans.ipynb #cell-17
