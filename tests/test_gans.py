@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 from children import assert_same, begun, checkpoints, folder, make, of, records, start, text, until
+from PIL import Image
 
 from xcl.data import ImageData, image_data
 from xcl.gans import BIGGAN, BIGGAN_DIFFAUG, BigGAN, DiffAugment, GanLoop, GanRecipe, Judge, sample_steps
@@ -169,6 +170,25 @@ def test_the_opened_generator_is_the_run(reference):
     z, i, lam = torch.randn(4, 128, generator=torch.Generator().manual_seed(0)), torch.arange(4), torch.full((4,), .3)
     assert torch.equal(first(z, i, i + 1, lam), second(z, i, i + 1, lam))
     assert (run.folder/'weights.safetensors').read_bytes() == reference[f'{folder(gan())}/weights.safetensors']
+
+
+def test_images_of_a_folder_are_mirrored_and_never_cropped(tmp_path):
+    "At 32x32, where the data's own augmentation would crop as well."
+    for split, name, i in itertools.product(('train', 'test'), 'ab', range(4)):
+        (tmp_path/split/name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng(0, f'{split} {name}', i).integers(0, 256, (32, 32, 3), dtype='uint8')).save(tmp_path/split/name/f'{i}.png')
+    machine, data = Machine('cpu', str(tmp_path), progress=False), image_data('folder', str(tmp_path))
+    cfg = BigGAN(data, replace(RECIPE, batch=8, steps=1, augment=None), 1)
+    loop = GanLoop(cfg, Run(cfg, machine))
+    mirrored = []
+    for d in range(4):
+        original, seen = loop.train.x[loop.index(d)], loop.real(d).x
+        alike = (seen == original).flatten(1).all(1)
+        assert torch.equal(torch.where(alike[:, None, None, None], original, original.flip(-1)), seen)
+        mirrored += (~alike).tolist()
+    assert data.augment.pad == 4 and 0 < sum(mirrored) < len(mirrored)
+    generator = cfg.opened_generator(machine)
+    assert (generator.size, generator.classes) == (32, 2)
 
 
 PINNED = {'recipe': '6e4deb0966b2', 'paper': '502029872304', 'judged': '2c0243029164', 'bf16': '207ee29afbdc'}
