@@ -348,8 +348,9 @@ class Offline(Transfer):
         super().__post_init__()
         check_share(self.share)
     def opened(self, train:Examples, size:int, seed:int, augment, machine:Machine)->Joint:
-        "The batches of a run. Raises ValueError where the set is cut short or damaged, too."
+        "The batches of a run. Raises ValueError where the set is cut short or damaged, or smaller than its part of a batch, too."
         stored, k = StoredSet(ensure(self.set, machine)), size - self.asked(size)
+        if k > len(stored): raise ValueError(f'a batch of {size} takes {k} images from a set of {len(stored)}; allowed: n of at least {k}')
         def rows(step):
             number = batch_index(len(stored), k, seed, step, 'gan/order')
             return stored.rows(number), number
