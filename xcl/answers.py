@@ -164,6 +164,7 @@ def verify(self:RecordFile)->int:
     if bad: print(f'{self.path.name}: {len(bad)} of {marked} stored {self.unit} fail their checksum and are {self.again}', flush=True)
     return len(bad)
 
+# %% ../nbs/06b_answers.ipynb #cell-11
 @patch
 def check_records(self:RecordFile, count:int)->int:
     "Raise ValueError, and change nothing, unless the first `count` records are there with their checksums; return 0."
@@ -184,7 +185,7 @@ def put(self:RecordFile, i:int, **fields)->None: # name -> array
         self.map[i][name] = v
     self.map[i]['mark'] = _mark(self.map[i], i)
 
-# %% ../nbs/06b_answers.ipynb #cell-12
+# %% ../nbs/06b_answers.ipynb #cell-13
 class AnswerFile(RecordFile):
     "The record file of a stream: a step's answers under its number."
     what, unit, again, instead = 'answers', 'steps', 'asked again', '; without a store the teacher is asked as training goes'
@@ -221,7 +222,7 @@ def missing_bytes(stream:Stream, # names the file
     path, record = _place(stream, shape)
     return max(0, steps*record.itemsize - (path.stat().st_size if path.exists() else 0))
 
-# %% ../nbs/06b_answers.ipynb #cell-14
+# %% ../nbs/06b_answers.ipynb #cell-15
 class Answers:
     "What a teacher says at a step: read where it is stored, else asked (and stored)."
     def __init__(self,
