@@ -454,7 +454,7 @@ def quality_of(self:OpenJudge, generator:ImageGenerator, seed:int)->dict:
     z, _ = latents(seed, 'judge', 0, len(self.val), generator.z_dim, 1)
     return self.quality(drawn(generator, z, self.val.y), self.val.y)
 
-# %% ../nbs/08_gans.ipynb #cell-59
+# %% ../nbs/08_gans.ipynb #cell-61
 def mosaic(x:Tensor,       # uint8 (n, 3, h, w)
            columns:int,    # images in a row
           )->np.ndarray:   # uint8 (rows*h, columns*w, 3)
@@ -472,7 +472,7 @@ def show_mosaic(ax, x:Tensor, columns:int, labels=())->None:
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
 
-# %% ../nbs/08_gans.ipynb #cell-61
+# %% ../nbs/08_gans.ipynb #cell-63
 def sample_steps(run:Run)->list:
     "Return the steps of which a run has sample grids."
     return sorted(int(p.stem.split('-')[1]) for p in run.folder.glob('samples-*.safetensors'))
@@ -493,7 +493,7 @@ def plot_progress(run:Run,      # of a BigGAN
         ax.set_title(f'step {step:,}')
     return fig
 
-# %% ../nbs/08_gans.ipynb #cell-62
+# %% ../nbs/08_gans.ipynb #cell-64
 def plot_game(run:Run)->plt.Figure:
     "Return the curves of losses and, where a judge measured, of quality, beside what real test images have."
     curve, words = pd.DataFrame(run.curve), dict(frechet='Frechet distance', accuracy='accuracy (%)', variety='variety (%)')
@@ -509,7 +509,7 @@ def plot_game(run:Run)->plt.Figure:
     for ax in axs.flat: ax.legend()
     return fig
 
-# %% ../nbs/08_gans.ipynb #cell-63
+# %% ../nbs/08_gans.ipynb #cell-65
 def plot_between(generator:ImageGenerator,
                  answer,           # uint8 images (n, 3, h, w) -> probabilities (n, classes)
                  pairs:tuple,      # of (i, j), classes
