@@ -320,7 +320,7 @@ def head(whole):
 @pytest.mark.parametrize('change, words', [
     (lambda b: b[:100], 'is no file of answers'),
     (lambda b: b'\xff'*len(b), 'is no file of answers'),
-    (lambda b: b.replace(b'"batch": 32', b'"batch": 64', 1), 'holds other answers: stream is'),
+    (lambda b: b.replace(b'"batch": 32', b'"batch": 64', 1), 'holds other answers: stream.batch is 64, expected 32'),
     (lambda b: b.replace(b'xcl answers 1', b'xcl answers 2', 1), 'holds other answers: format is xcl answers 2, expected xcl answers 1')])
 def test_damaged_header_is_refused(ask, filled, xcl_home, no_step, change, words):
     filled.write_bytes(change(filled.read_bytes()))

@@ -21,6 +21,7 @@ from children import assert_same, begun, checkpoints, folder, make, of, records,
 from xcl.answers import Stream
 from xcl.data import ImageData
 from xcl.eyes import EyeData
+from xcl.generated import External
 from xcl.losses import Gaussian
 from xcl.runs import Config, Machine, Run, ensure, rng
 from xcl.train import (
@@ -32,6 +33,8 @@ from xcl.train import (
     TEACHERS,
     Loop,
     Train,
+    added_set,
+    gan_rows,
     gaze_students,
     gaze_teachers,
     image_run,
@@ -202,9 +205,23 @@ def image_names():
                 digits=replace(data, source='digits', size=16, train_size=128), quarter_resnet=RESNET.scaled(.25))
 
 
+def made_names():
+    "What section A.6 adds, whatever makes the images. A set and its answers are files."
+    data, shapes, maker = ImageData('cifar100', 100, digest='x'), dict(resnet18=(('width', 64),)), External('a generator', 'x')
+    members, rows = image_teachers('+ CutMix', data, 1, 2, 1., shapes), gan_rows(maker, 1000, 1)
+    images = {k: image_run(k, data, 1, 1., shapes, members, generated=rows) for k in rows}
+    eyes = EyeData('procedural', split=1)
+    gaze = gaze_students(eyes, 1, 1., gaze_teachers(eyes, 1, 1., 2), generated={'XCL-GAN': added_set(maker, 485_000, 36_000)})['XCL-GAN']
+
+    def stored(word, c):
+        t = c.method.transfer
+        return {f'set of {word}': t.set, f'answers to {word}': t.asked_before(c.teachers, c.family.keeper, 'fp32')}
+    return {**images, 'gaze XCL-GAN': gaze, **stored('images', images['XCL-GAN offline']), **stored('eyes', gaze)}
+
+
 def names():
     "Hashes of what the experiments are made of. Where one moves, results that exist would be made again, or answer to another config."
-    return {k: v.hash for k, v in (gaze_names() | image_names()).items()}
+    return {k: v.hash for k, v in (gaze_names() | image_names() | made_names()).items()}
 
 
 PINNED = {
@@ -219,7 +236,8 @@ PINNED = {
     'images KD T=5': '07eb570b9c7f', 'images XCL-Mix': '078742aaa6d7', 'images XCL-Mix T=5': '4e473a2996ef',
     'other answers': '95e1bdc5a31d', 'other precision': '402fa7c9543a', 'other teacher_precision': 'f1b5173774d9',
     'other val_every': '1345bded2967', 'other temper': '3d2feed32d00', 'other scale_t2': 'a01e477aa336', 'digits': '45bc1bca1071',
-    'quarter_resnet': '3286dfc27124',
+    'quarter_resnet': '3286dfc27124', 'XCL-GAN online': 'e6192b1ff5d6', 'XCL-GAN offline': '8ac0701f0c17', 'gaze XCL-GAN': 'b036ab59e096',
+    'set of images': '1d2b8a6d087d', 'answers to images': '4aa56ef511f5', 'set of eyes': '099c1c08b4d5', 'answers to eyes': '099c87d87161',
 }
 
 

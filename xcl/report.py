@@ -37,12 +37,13 @@ from .data import Examples, inputs
 from .eyes import angular_error, show_eyes
 from .losses import mean_probability
 from .runs import Config, home, is_live, read_tensors, root, write_atomic, write_json
-from .train import IMAGE_RECIPES, Recipe, Train, image_row
+from .train import IMAGE_RECIPES, METHODS, Recipe, Train, image_row
 
 # %% ../nbs/09_report.ipynb #cell-5
 GREY = '#6b6b6b'
-COLOURS = dict(zip(('ERM, point', 'ERM', 'MixUp', 'KD', 'XCL-Mix', 'XCL-GAN', 'CutMix', 'LS', 'teacher'),
-                   (*sns.color_palette('colorblind', 7), sns.color_palette('colorblind', 10)[9], (0., 0., 0.))))
+_PALETTE = sns.color_palette('colorblind', 10)
+COLOURS = dict(zip(('ERM, point', 'ERM', 'MixUp', 'KD', 'XCL-Mix', 'XCL-GAN', 'CutMix', 'LS', 'teacher', 'XCL-Sim'),
+                   (*_PALETTE[:7], _PALETTE[9], (0., 0., 0.), _PALETTE[7])))
 
 def colour(name:str,  # of a row: 'ERM', 'LS 0.1', 'KD T=5', 'XCL-Mix T=1.5', 'teacher', or a teacher's kind, '+ CutMix'
           )->tuple:   # red, green, blue in [0, 1]
@@ -631,6 +632,14 @@ def _open_choices(P):
     words += [f'ensemble tempered {P.temper}'] if hasattr(P, 'temper') else []
     return ''.join(f', {w}' for w in words + (['loss times T²'] if getattr(P, 'scale_t2', False) else []))
 
+def _training(P):
+    "Budget and size of what was trained."
+    steps = f'{P.steps:,}' if isinstance(getattr(P, 'steps', ''), int) else getattr(P, 'steps', '')
+    budget = f"budget {P.budget:g} of the recipe's epochs ({steps} steps)" if steps else f'budget {P.budget:g} of the recipe'
+    if getattr(P, 'teacher_budget', None): budget += f' (teacher {P.teacher_budget:g})'
+    networks = f'{P.members} network{"s" if P.members > 1 else ""} in the teacher{_sharing(P)}'
+    return f', {budget}, {_sizes(P)}{networks}, {P.precision}{_open_choices(P)}'
+
 # %% ../nbs/09_report.ipynb #cell-90
 def caption(what:str,           # what is shown, with its unit
             P:SimpleNamespace,  # checked parameters: preset, budget, dataset, seeds ...
@@ -644,12 +653,7 @@ def caption(what:str,           # what is shown, with its unit
     smoke = 'SMOKE - not a result. ' if P.preset == 'smoke' else ''
     seeds = seeds or P.seeds
     of = f'Seed{"s" if len(seeds) > 1 else ""} {", ".join(map(str, seeds))}'
-    networks = f'{P.members} network{"s" if P.members > 1 else ""} in the teacher{_sharing(P)}'
-    steps = getattr(P, 'steps', '')
-    if isinstance(steps, int): steps = f'{steps:,}'
-    budget = f"budget {P.budget:g} of the recipe's epochs ({steps} steps)" if hasattr(P, 'steps') else f'budget {P.budget:g} of the recipe'
-    if getattr(P, 'teacher_budget', None): budget += f' (teacher {P.teacher_budget:g})'
-    size = f', {budget}, {_sizes(P)}{networks}, {P.precision}{_open_choices(P)}' if about != 'data' else ''
+    size = _training(P) if about != 'data' else ''
     where = _measured_on(P) if about == 'accuracy' else ''
     return f'{smoke}{what}. {of}; preset {P.preset}{size}. Data: {data}. {where}Commit {", ".join(commits)}.'
 
@@ -800,8 +804,9 @@ def distance_from_paper(run,    # row of `collect_runs`
     if run.train_size not in (0, IMAGES.get(run.source)): words.append(f'{run.train_size:,} images')
     if run.val_fraction: words.append(f'measured on {run.val_fraction:.0%} of the training set')
     if essential(data).get('augment', '') != '': words.append('other augmentation')
-    row = {'LS': 'LS 0.1'}.get(run.method, run.method)
-    if essential(c['method']['transfer']) != essential(image_row(row, 10)[0].transfer.plain()): words.append('other mixing')
+    row = {'LS': 'LS 0.1'}.get(run.method, run.method)     # rows that are not in the table bring a transfer set of their own
+    usual = image_row(row, 10)[0].transfer.plain() if run.method in METHODS else c['method']['transfer']
+    if essential(c['method']['transfer']) != essential(usual): words.append('other mixing')
     if teachers:
         if len(teachers) != 8: words.append(f'{len(teachers)} member{"s" if len(teachers) > 1 else ""}')
         t = teachers[0]

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TARGETS', 'METHODS', 'OPTIMISERS', 'GAZE_STUDENT', 'GAZE_TEACHER', 'NETS', 'RESNET', 'PYRAMID', 'BINARY',
            'IMAGE_RECIPES', 'TEACHERS', 'Method', 'Recipe', 'Train', 'build', 'trained', 'stream_of', 'kept_shape',
-           'target_of', 'pack_state', 'unpack_state', 'NotFinite', 'check_finite', 'Loop', 'target_entropy', 'fit',
-           'gaze_teachers', 'gaze_students', 'image_row', 'image_run', 'image_teachers']
+           'ask_of', 'target_of', 'pack_state', 'unpack_state', 'NotFinite', 'check_finite', 'Loop', 'target_entropy',
+           'fit', 'gaze_teachers', 'gaze_students', 'added_set', 'image_row', 'image_run', 'image_teachers', 'gan_rows']
 
 # %% ../nbs/07_train.ipynb #cell-2
 import re
@@ -19,20 +19,21 @@ from torch import Tensor, nn
 
 from .answers import AnswerFile, Answers, Stream, weights_digest
 from .data import Examples
+from .generated import GeneratedSet, Offline, Online, Sampled, StoredAnswers, made_labels
 from .losses import Categorical, Gaussian, Point
 from .models.binary import BINARY_NETS
 from .models.cifar import CIFAR_NETS
 from .models.gaze import GAZE_NETS
 from .runs import Config, Machine, Run, RunConfig, ensure, progress, seeded
 from .teachers import Teacher, fast_layout, fold, predict
-from .transfer import Batch, Coin, CutMix, Empirical, MixUp, batch_at
+from .transfer import Batch, Coin, CutMix, Empirical, MixUp, Transfer
 
 # %% ../nbs/07_train.ipynb #cell-5
 @dataclass(frozen=True)
 class Method(Config):
     "A row of the paper's table: a transfer set and a target."
     name:str          # as the paper writes it
-    transfer:Config   # where examples come from: Empirical, MixUp, CutMix, Coin
+    transfer:Transfer # where examples come from: Empirical, MixUp, CutMix, Coin; Online, Offline (xcl.generated)
     target:str        # what they should answer: 'labels' or 'teacher'
 
     def __post_init__(self):
@@ -120,6 +121,9 @@ class Train(RunConfig):
         shape = ' '.join(f'{k}{v:g}' for k, v in self.shape)
         return re.sub('[^a-z0-9.]+', '-', f'{self.net} {shape} {self.family.label} {self.method.name} seed{self.seed}'.lower())
     def make(self, run:Run)->None: fit(self, run)
+    def network(self, machine:Machine)->nn.Module:
+        "The trained network, eval mode, on the CPU; trained first where it is not."
+        return trained(ensure(self, machine))
 
 # %% ../nbs/07_train.ipynb #cell-15
 def build(cfg:Train)->nn.Module:
@@ -143,6 +147,17 @@ def kept_shape(cfg:Train)->tuple:
     return tuple(cfg.family.keep(torch.zeros(len(cfg.teachers), 1, cfg.family.n_out)).shape[1:])
 
 # %% ../nbs/07_train.ipynb #cell-18
+def ask_of(cfg:Train, members:list, train:Examples, machine:Machine, first:Batch, steps:int):
+    "A function (batch, step) -> the teacher's answer to `batch.asked`. Arguments as for `target_of`; `members` are its networks."
+    teacher = Teacher(members, cfg.family, machine.device, cfg.teacher_precision)
+    if not cfg.method.transfer.mixes and cfg.data.augment is None and cfg.answers == 'exact':
+        table = predict(teacher, train)
+        return lambda batch, step: batch.rows(table)
+    answers = Answers(teacher, cfg.answers)
+    if machine.store:
+        answers.file = AnswerFile(stream_of(cfg), weights_digest(members), tuple(answers.ask(first.asked).shape), steps)
+    return lambda batch, step: answers(batch.asked, step)
+
 def target_of(cfg:Train,         # of the student
               train:Examples,    # the training set, on the device
               machine:Machine,   # where the teachers run, and whether their answers are stored
@@ -152,16 +167,13 @@ def target_of(cfg:Train,         # of the student
     "A function (batch, step) -> target: the method's second column. Raises, before training, where a store cannot be used."
     if cfg.method.target == 'labels':
         table = cfg.family.from_labels(train.y)
-        return lambda batch, step: batch.rows(table)
-    members = [trained(ensure(t, machine)) for t in cfg.teachers]
-    teacher = Teacher(members, cfg.family, machine.device, cfg.teacher_precision)
-    if not cfg.method.transfer.mixes and cfg.data.augment is None and cfg.answers == 'exact':
-        table = predict(teacher, train)
-        return lambda batch, step: batch.rows(table)
-    answers = Answers(teacher, cfg.answers)
-    if machine.store:
-        answers.file = AnswerFile(stream_of(cfg), weights_digest(members), tuple(answers.ask(first.inputs).shape), steps)
-    return lambda batch, step: answers(batch.inputs, step)
+        return lambda batch, step: torch.cat([batch.rows(table), *made_labels(batch, cfg.family)])
+    members = [t.network(machine) for t in cfg.teachers]
+    ask = ask_of(cfg, members, train, machine, first, steps)
+    before = cfg.method.transfer.asked_before(cfg.teachers, cfg.family.keeper, cfg.teacher_precision)
+    if before is None or first.row is None: return ask
+    known = StoredAnswers(ensure(before, machine), weights_digest(members), ensure(before.set, machine).result['content'])
+    return lambda batch, step: torch.cat([ask(batch, step), cfg.family.answer(known(batch.row))])
 
 # %% ../nbs/07_train.ipynb #cell-20
 def pack_state(net:nn.Module, opt, track:Tensor)->dict:
@@ -206,6 +218,7 @@ class Loop:
         self.opt = OPTIMISERS[cfg.recipe.optimiser](self.net.parameters(), cfg.recipe)
         self.per_epoch = len(self.train)//cfg.recipe.batch
         self.steps, self.step, self.curve = self.per_epoch*cfg.recipe.epochs, 0, []
+        self.batch = cfg.method.transfer.opened(self.train, cfg.recipe.batch, cfg.seed, cfg.data.augment, run.machine)   # step -> Batch
         first = self.batch(0)              # a batch larger than the set is refused here
         self.target_of = target_of(cfg, self.train, run.machine, first, self.steps)
         self.track = torch.full((2, self.per_epoch), -1., device=self.device)
@@ -215,10 +228,6 @@ class Loop:
             self.step, self.curve = found[1]['step'], found[1]['curve']
         self.saved_at, self.seen = time.monotonic(), None    # seen: `validate` after the last epoch
         self.forward = torch.compile(self.net, mode='reduce-overhead') if self.device.startswith('cuda') and run.machine.compile else self.net
-
-    def batch(self, step:int)->Batch:
-        "The batch of a step."
-        return batch_at(self.train, self.cfg.method.transfer, self.cfg.recipe.batch, self.cfg.seed, step, self.cfg.data.augment)
 
     def loss(self, out:Tensor, target:Tensor)->Tensor:
         "Of a step, scalar, nats: against labels or against a teacher's answer."
@@ -309,35 +318,51 @@ def gaze_students(data:Config,     # EyeData, the same as the teachers'
                   budget:float,    # fraction of the recipe's epochs
                   teachers:tuple,  # of Train
                   precision:str='fp32',  # 'fp32' or 'bf16'
+                  generated:dict=None,   # more rows, which answer to the teacher: name -> transfer set, e.g. of `added_set`
                  )->dict:          # name -> Train
     "The students of section A.1: ERM as a point estimate, and four methods with uncertainty."
     rows = {'ERM, point': (METHODS['ERM'], Point()), **{k: (METHODS[k], Gaussian()) for k in ('ERM', 'MixUp', 'KD')},
-            'XCL-Mix': (replace(METHODS['XCL-Mix'], transfer=MixUp()), Gaussian())}
+            'XCL-Mix': (replace(METHODS['XCL-Mix'], transfer=MixUp()), Gaussian()),
+            **{k: (Method(k, transfer, 'teacher'), Gaussian()) for k, transfer in (generated or {}).items()}}
     return {name: Train('lenet', family, data, m, GAZE_STUDENT.scaled(budget), seed,
                         teachers if m.target == 'teacher' else (), precision) for name, (m, family) in rows.items()}
 
-# %% ../nbs/07_train.ipynb #cell-41
+# %% ../nbs/07_train.ipynb #cell-39
+def added_set(maker:Config,    # of made rows with gaze and head pose
+              n:int,           # made images
+              originals:int,   # training images that they are added to
+              seed:int=0,      # of the made images; rows of all seeds share one set
+             )->Offline:
+    "A stored set beside the training images, each image as likely as any other."
+    return Offline(GeneratedSet(maker, n, seed), n/(n + originals))
+
+# %% ../nbs/07_train.ipynb #cell-43
 RESNET = Recipe('sgd', .1, 128, 400, (120, 240, 320), gamma=.2, weight_decay=5e-4)   # A.2
 PYRAMID = Recipe('sgd', .25, 64, 300, (150, 225), weight_decay=1e-4)                 # A.3
 BINARY = Recipe('adam', 2e-4, 128, 350, (150, 250))                                  # A.4; binary weights, their real ones trained
 IMAGE_RECIPES = {'resnet18': RESNET, 'pyramidnet': PYRAMID, 'binary_resnet18': BINARY}
 
-def image_row(name:str,        # e.g. 'ERM', 'LS 0.1', 'CutMix', 'KD', 'KD T=5', 'XCL-Mix T=1.5'
+# %% ../nbs/07_train.ipynb #cell-44
+def image_row(name:str,        # e.g. 'ERM', 'LS 0.1', 'CutMix', 'KD', 'KD T=5', 'XCL-Mix T=1.5', or a key of `generated`
               classes:int,
               temper:str='members',   # how an ensemble is tempered: 'members' or 'mean'
               scale_t2:bool=True,     # multiply the loss by T^2
+              generated:dict=None,    # more rows, which answer to the teacher: name -> transfer set, e.g. of `gan_rows`
              )->tuple:         # (Method, Categorical)
-    "A row of Tables 2 to 5. On CIFAR a batch is cut and mixed with probability one half (CutMix's own recipe). Raises ValueError for other names."
-    found = re.fullmatch(r'(ERM|MixUp|CutMix|KD|XCL-Mix|LS(?= ))(?: T=([\d.]+)| ([\d.]+))?', name)
-    if not found or (found[2] and found[1] not in ('KD', 'XCL-Mix')) or (found[3] and found[1] != 'LS'):
-        raise ValueError(f"row is {name!r}; allowed: ERM, LS 0.1, MixUp, CutMix, KD, KD T=5, XCL-Mix, XCL-Mix T=5, ...")
-    method = METHODS[found[1]]
+    "A row of Tables 2 to 5 or A.6. On CIFAR a batch is cut and mixed with probability one half (CutMix's own recipe). Raises ValueError for others."
+    methods = METHODS | {k: Method(k, transfer, 'teacher') for k, transfer in (generated or {}).items()}
+    names = '|'.join(re.escape(k) + '(?= )'*(k == 'LS') for k in methods)
+    found = re.fullmatch(rf'({names})(?: T=([\d.]+)| ([\d.]+))?', name)
+    if not found or (found[2] and methods[found[1]].target != 'teacher') or (found[3] and found[1] != 'LS'):
+        allowed = 'ERM', 'LS 0.1', 'MixUp', 'CutMix', 'KD', 'KD T=5', 'XCL-Mix', 'XCL-Mix T=5', '...', *(generated or ())
+        raise ValueError(f"row is {name!r}; allowed: {', '.join(allowed)}")
+    method = methods[found[1]]
     if found[1] == 'CutMix': method = replace(method, transfer=Coin(CutMix(), Empirical()))
-    if METHODS[found[1]].target == 'labels': return method, Categorical(classes, eps=float(found[3] or 0))
+    if method.target == 'labels': return method, Categorical(classes, eps=float(found[3] or 0))
     T = float(found[2] or 1)
     return method, Categorical(classes, T, temper, scale_t2 and T != 1)      # at T = 1 there is nothing to scale
 
-# %% ../nbs/07_train.ipynb #cell-42
+# %% ../nbs/07_train.ipynb #cell-45
 TEACHERS = {'ResNet-18': ('resnet18', 'ERM'), '+ LS 0.1': ('resnet18', 'LS 0.1'), '+ MixUp': ('resnet18', 'MixUp'),
             '+ CutMix': ('resnet18', 'CutMix'), 'PyramidNet + CutMix': ('pyramidnet', 'CutMix')}   # Table 2: network, row
 
@@ -350,10 +375,11 @@ def image_run(row:str,         # as for `image_row`
               net:str='resnet18',
               temper:str='members',
               scale_t2:bool=True,     # [unstated]; Hinton et al. scale, so that one learning rate serves every T
+              generated:dict=None,    # as for `image_row`
               **kw,            # precision, val_every, answers, teacher_precision of Train
              )->Train:
     "One network on a set of small images."
-    method, family = image_row(row, data.classes, temper, scale_t2)
+    method, family = image_row(row, data.classes, temper, scale_t2, generated)
     if method.target == 'labels': kw = {k: v for k, v in kw.items() if k in ('precision', 'val_every')}   # the others would only rename the run
     return Train(net, family, data, method, IMAGE_RECIPES[net].scaled(budget), seed, teachers if method.target == 'teacher' else (),
                  shape=shapes[net], **kw)
@@ -369,3 +395,14 @@ def image_teachers(kind:str,   # a key of TEACHERS
     "An ensemble of Table 2."
     net, row = TEACHERS[kind]
     return tuple(image_run(row, data, 1000*seed + m, budget, shapes, net=net, **kw) for m in range(1, members + 1))
+
+# %% ../nbs/07_train.ipynb #cell-49
+def gan_rows(generator:Config,   # has .opened_generator(machine)
+             n:int,              # images of the stored set
+             seed:int,           # of the stored set; the online row paints from its run's seed
+             alpha:float=1.,     # lam ~ Beta(alpha, alpha) [unstated]
+             share:float=.5,     # of each batch that is painted [unstated online]
+            )->dict:             # name -> transfer set
+    "The rows of section A.6."
+    maker = Sampled(generator, alpha)
+    return {'XCL-GAN online': Online(maker, share), 'XCL-GAN offline': Offline(GeneratedSet(maker, n, seed), share)}
