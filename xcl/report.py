@@ -489,6 +489,7 @@ def plot_size(frame:pd.DataFrame,       # as for `by_width`
     ax.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator(), major_formatter=FuncFormatter(lambda v, _: f'{v:g}'))
     if len(families) == 1 and len(points): _widths_on_top(ax, points)
 
+# %% ../nbs/09_report.ipynb #cell-73
 def _widths_on_top(ax, points):
     "Name the widths at the top of a panel."
     at = points.groupby('width').bytes.mean()/1e6
@@ -504,7 +505,7 @@ def legend_size(fig, frame:pd.DataFrame)->None:
     if by_width(frame).n.min() == 1: lines += [Line2D([], [], color=GREY, ms=4, ls='', marker='o', mfc='w', label='one seed')]
     fig.legend(handles=lines, loc='outside lower center', ncols=len(lines), fontsize=8, frameon=False)
 
-# %% ../nbs/09_report.ipynb #cell-75
+# %% ../nbs/09_report.ipynb #cell-76
 def told_apart(differences:pd.DataFrame, # seeds x others: a method's error minus theirs
               )->str:                    # 'lower', 'higher than KD', 'not told apart'; '-' for a single seed
     "Return where a method stands among others. Below all of them at 95% each, above one at 95% for all together."
@@ -528,7 +529,7 @@ def lead_at_size(frame:pd.DataFrame,    # as for `by_width`
         rows.append(dict(family=family, width=width, bytes=f.bytes.mean(), others=others, verdict=told_apart(others)))
     return pd.DataFrame(rows)
 
-# %% ../nbs/09_report.ipynb #cell-76
+# %% ../nbs/09_report.ipynb #cell-77
 def same_size(frame:pd.DataFrame,      # as for `by_width`
               bytes:str='bytes',       # column of the sizes, e.g. bytes_16
               error:str='error',       # column of the errors, e.g. error_16
@@ -548,7 +549,7 @@ def trade_off(frame:pd.DataFrame, **kw)->pd.DataFrame: # as for `same_size`
                          'full precision of that size (%)': groups.full.apply(spread),
                          'binary minus full (points)': groups.difference.apply(lambda d: spread(d, sign='+'))})
 
-# %% ../nbs/09_report.ipynb #cell-81
+# %% ../nbs/09_report.ipynb #cell-82
 def reliability(out:Tensor,   # logits, (n, classes)
                 y:Tensor,     # labels, int64 (n,)
                 bins:int=15,  # of equal width, at least 1
@@ -566,7 +567,7 @@ def reliability(out:Tensor,   # logits, (n, classes)
     frame.attrs['ece'] = float(100*np.abs(sure - right).sum()/count.sum())
     return frame
 
-# %% ../nbs/09_report.ipynb #cell-82
+# %% ../nbs/09_report.ipynb #cell-83
 def _pooled(frames):
     "The bins of several seeds as one frame of `reliability`, each image counting once."
     n = sum(f['count'] for f in frames)
@@ -590,7 +591,7 @@ def plot_reliability(frames:dict,  # row -> list of `reliability` frames, one pe
     below.set(xlabel='confidence (%)', ylabel='images (%)')
     ax.legend(title='ECE (%)', fontsize=7, title_fontsize=7)
 
-# %% ../nbs/09_report.ipynb #cell-88
+# %% ../nbs/09_report.ipynb #cell-89
 def report_folder(section:str,       # e.g. 'gaze'
                   P:SimpleNamespace, # checked parameters: preset, dataset, data_dir
                  )->Path:
@@ -607,7 +608,7 @@ def report_name(P:SimpleNamespace, # checked parameters: data_dir, preset, seeds
     changed = [f'{k}{v}' for k, v in P.changed.items() if k not in ('seeds', 'dataset', 'val_every')]
     return '-'.join(([P.preset] if P.data_dir else []) + [seeds] + changed)
 
-# %% ../nbs/09_report.ipynb #cell-89
+# %% ../nbs/09_report.ipynb #cell-90
 def _sizes(P):
     "Width and number of training images, where the notebook has them."
     width = [f'{"teacher of " if hasattr(P, "widths") else ""}width {P.width}'] if hasattr(P, 'width') else []
@@ -640,7 +641,7 @@ def _training(P):
     networks = f'{P.members} network{"s" if P.members > 1 else ""} in the teacher{_sharing(P)}'
     return f', {budget}, {_sizes(P)}{networks}, {P.precision}{_open_choices(P)}'
 
-# %% ../nbs/09_report.ipynb #cell-90
+# %% ../nbs/09_report.ipynb #cell-91
 def caption(what:str,           # what is shown, with its unit
             P:SimpleNamespace,  # checked parameters: preset, budget, dataset, seeds ...
             data:str,           # what the data is, in words
@@ -657,7 +658,7 @@ def caption(what:str,           # what is shown, with its unit
     where = _measured_on(P) if about == 'accuracy' else ''
     return f'{smoke}{what}. {of}; preset {P.preset}{size}. Data: {data}. {where}Commit {", ".join(commits)}.'
 
-# %% ../nbs/09_report.ipynb #cell-91
+# %% ../nbs/09_report.ipynb #cell-92
 def show_table(table:pd.DataFrame, text:str, path:Path)->None:
     "Show a table under its caption, and write it as CSV with the caption as a comment line."
     write_atomic(path, (f'# {text}\n' + table.to_csv()).encode())
@@ -680,7 +681,7 @@ def show_figure(fig, text:str, path:Path, private:bool=False)->None:
     if private: return print(f'{text}\nNot shown here, because it holds images of a licensed data set: see $XCL_HOME/figures/{path.name}.')
     display(Image(path.read_bytes()), HTML(f'<p>{text}</p>'))
 
-# %% ../nbs/09_report.ipynb #cell-96
+# %% ../nbs/09_report.ipynb #cell-97
 def _kinds():
     "All loaded kinds of config, by name."
     found = [Config]
@@ -702,7 +703,7 @@ def _digest(config):
     "Twelve hex digits of an essential config, as `Config.hash`."
     return hashlib.sha256(json.dumps(config, sort_keys=True, separators=(',', ':')).encode()).hexdigest()[:12]
 
-# %% ../nbs/09_report.ipynb #cell-100
+# %% ../nbs/09_report.ipynb #cell-101
 @lru_cache(maxsize=64)
 def _ensemble_top1(paths):
     "Top-1 (%) of the mean probability of members whose predictions are stored in `paths`."
@@ -719,7 +720,7 @@ def _is_classifier(config):
     "Whether this is a run of an image classifier."
     return (config['kind'], config.get('family', {}).get('kind'), config.get('data', {}).get('kind')) == (Train.__name__, 'Categorical', 'ImageData')
 
-# %% ../nbs/09_report.ipynb #cell-101
+# %% ../nbs/09_report.ipynb #cell-102
 _FULL = dict(resnet18=dict(width=64), pyramidnet=dict(depth=200, alpha=240.), binary_resnet18=dict(width=64))     # sizes of the paper's networks
 
 def teacher_kind(config:dict, # JSON of one member
@@ -745,7 +746,7 @@ def _words(facts, against):
 
 def _paper_facts(net): return _facts(dict(net=net, recipe=IMAGE_RECIPES[net].plain())) if net in IMAGE_RECIPES else {}
 
-# %% ../nbs/09_report.ipynb #cell-103
+# %% ../nbs/09_report.ipynb #cell-104
 RUN_COLUMNS = ('hash', 'setting', 'kind', 'net', 'width', 'source', 'train_size', 'val_fraction', 'method', 'eps', 'temperature', 'temper',
                'scale_t2', 'teacher', 'members', 'teacher_hash', 'teacher_top1', 'epochs', 'budget', 'batch', 'precision', 'seed', 'top1',
                'target_entropy', 'commit', 'config')
@@ -766,7 +767,7 @@ def _row(name, config, result, provenance, teacher_top1=np.nan):
                target_entropy=result.get('target_entropy', np.nan), commit=provenance['commit'] + ('+' if provenance['dirty'] else ''), config=config)
     return {k: row[k] for k in RUN_COLUMNS}
 
-# %% ../nbs/09_report.ipynb #cell-104
+# %% ../nbs/09_report.ipynb #cell-105
 def _read(path):
     "JSON of a file. Raises ValueError naming it where it is damaged."
     try: return json.loads(path.read_text())
@@ -795,7 +796,7 @@ def collect_runs(paths:tuple=None,  # folders of runs or reports; default: `home
         for parts in (p for folder in folders for p in read(folder)): rows.setdefault(parts[0], _row(*parts))
     return pd.DataFrame(list(rows.values()), columns=list(RUN_COLUMNS))
 
-# %% ../nbs/09_report.ipynb #cell-109
+# %% ../nbs/09_report.ipynb #cell-110
 def distance_from_paper(run,    # row of `collect_runs`
                        )->str:  # 'full recipe', or e.g. 'budget 0.05, width 16, 10,000 images, 3 members'
     "Return in what a run differs from the paper's recipe. After semicolons: choices that the paper leaves open."
@@ -819,7 +820,7 @@ def distance_from_paper(run,    # row of `collect_runs`
 
 IMAGES = dict(cifar10=50_000, cifar100=50_000)    # in the training sets
 
-# %% ../nbs/09_report.ipynb #cell-110
+# %% ../nbs/09_report.ipynb #cell-111
 def nearest_runs(runs:pd.DataFrame, # of one cell
                 )->pd.DataFrame:    # those of one setting; empty where there are none
     "Return the setting nearest to the paper's recipe."
@@ -836,7 +837,7 @@ _TABLES = {2: (PAPER_TEACHERS, lambda k: dict(method='XCL-Mix', temperature=1., 
            4: (PAPER_TEMPERATURE[:5], lambda k: dict(method='KD', temperature=split_row(k)[1], teacher='+ CutMix')),
            5: (PAPER_TEMPERATURE[5:], lambda k: dict(method='XCL-Mix', temperature=split_row(k)[1], teacher='+ CutMix'))}
 
-# %% ../nbs/09_report.ipynb #cell-111
+# %% ../nbs/09_report.ipynb #cell-112
 def status_table(runs:pd.DataFrame,      # of `collect_runs`
                  table:int,              # 2, 3, 4 or 5
                  source:str='cifar100',  # of the data
