@@ -7,15 +7,44 @@ import os
 import re
 import sys
 import time
+from dataclasses import replace
+from types import SimpleNamespace
 
+import pytest
 import torch
 
+from xcl.data import CropFlip, image_data
 from xcl.runs import Machine, ensure
-from xcl.train import Loop
+from xcl.train import Loop, Train, image_row
 
 SERVER = multiprocessing.get_context('forkserver')
 SERVER.set_forkserver_preload(['xcl.train', 'xcl.eyes', 'torch._dynamo'])   # the last: 900 modules that a first optimiser imports
 OF_THE_MACHINE = ('provenance.json', 'holder.json', 'lock')   # files that may differ between two runs of one config
+
+
+def taught_digits(home, recipe, members):
+    "A home with decoded digits and finished teachers, trained for an epoch of `recipe`; the data, and the teachers' configs."
+    with pytest.MonkeyPatch.context() as mp:
+        mp.setenv('XCL_HOME', str(home))
+        data = image_data('digits', train_size=128, val_fraction=.1, augment=CropFlip(2, True))
+        (method, family), one = image_row('CutMix', 10), replace(recipe, epochs=1, milestones=())
+        crowd = tuple(Train('resnet18', family, data, method, one, m, shape=(('width', 16),)) for m in range(members))
+        for m in crowd: ensure(m, Machine('cpu', progress=False, checkpoint_s=1e9))
+    return SimpleNamespace(home=home, data=data, members=crowd)
+
+
+def watch(loop, pace=0., says=lambda self: ''):
+    "Let a class of training loops print from where it goes on (and what `says` adds), and rest after each step."
+    begin, step = loop.__init__, loop.train_step
+
+    def loud(self, cfg, run):
+        begin(self, cfg, run)
+        print(f'{run.folder.name} from step {self.step}{says(self)}')
+
+    def slow(self):
+        step(self)
+        time.sleep(pace)
+    loop.__init__, loop.train_step = loud, slow
 
 
 def work(cfg, home, log, hook=None, checkpoint_s=.05, pace=0., store=False):
@@ -24,16 +53,7 @@ def work(cfg, home, log, hook=None, checkpoint_s=.05, pace=0., store=False):
     torch.set_num_threads(1)
     sys.stdout = open(log, 'a', buffering=1)
     if hook: hook[0](*hook[1:])
-    begin, step = Loop.__init__, Loop.train_step
-
-    def loud(self, cfg, run):
-        begin(self, cfg, run)
-        print(f'{run.folder.name} from step {self.step}')
-
-    def slow(self):
-        step(self)
-        time.sleep(pace)
-    Loop.__init__, Loop.train_step = loud, slow
+    watch(Loop, pace)
     ensure(cfg, Machine('cpu', progress=False, checkpoint_s=checkpoint_s, store=store))
 
 

@@ -18,10 +18,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from children import assert_same, begun, checkpoints, folder, make, of, records, start, text, until
+from children import assert_same, begun, checkpoints, folder, make, of, records, start, taught_digits, text, until
 
 from xcl.answers import AnswerFile
-from xcl.data import CropFlip, image_data
+from xcl.data import CropFlip
 from xcl.runs import Machine, Run, ensure, read_tensors, rng, write_tensors
 from xcl.teachers import Teacher
 from xcl.train import Loop, Recipe, Train, image_row
@@ -35,15 +35,7 @@ MEMBERS = 2
 @pytest.fixture(scope='module')
 def base(tmp_path_factory):
     "A home with decoded digits and finished teachers, and the configs that everything here derives from."
-    home = tmp_path_factory.mktemp('base')
-    with pytest.MonkeyPatch.context() as mp:
-        mp.setenv('XCL_HOME', str(home))
-        data = image_data('digits', train_size=128, val_fraction=.1, augment=CropFlip(2, True))
-        method, family = image_row('CutMix', 10)
-        members = tuple(Train('resnet18', family, data, method, replace(SMALL, epochs=1, milestones=()), m, shape=(('width', 16),))
-                        for m in range(MEMBERS))
-        for m in members: ensure(m, LIVE)
-    return SimpleNamespace(home=home, data=data, members=members)
+    return taught_digits(tmp_path_factory.mktemp('base'), SMALL, MEMBERS)
 
 
 def student(base, row='XCL-Mix', answers='exact', width=16, epochs=2):

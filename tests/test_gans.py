@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from children import assert_same, begun, checkpoints, folder, make, of, records, start, text, until
+from children import assert_same, begun, checkpoints, folder, make, of, records, start, text, until, watch
 from PIL import Image
 
 from xcl.data import ImageData, image_data
@@ -29,25 +29,11 @@ def gan(**kw):
     return BigGAN(**{**dict(data=data, recipe=RECIPE, seed=1, judge=judge, every=8), **kw})
 
 
-def watched(pace=0.):
-    "In a child: say in its log from where a GAN's training goes on, and rest after each step."
-    begin, step = GanLoop.__init__, GanLoop.train_step
-
-    def loud(self, cfg, run):
-        begin(self, cfg, run)
-        print(f'{run.folder.name} from step {self.step}')
-
-    def slow(self):
-        step(self)
-        time.sleep(pace)
-    GanLoop.__init__, GanLoop.train_step = loud, slow
-
-
 @pytest.fixture(scope='module')
 def reference(tmp_path_factory):
     "Records of the GAN and its judge, undisturbed."
     home = tmp_path_factory.mktemp('undisturbed')
-    assert make(gan(), home, home.with_suffix('.log'), (watched,), checkpoint_s=1e9) == 0
+    assert make(gan(), home, home.with_suffix('.log'), (watch, GanLoop), checkpoint_s=1e9) == 0
     return records(home)
 
 
@@ -72,7 +58,7 @@ def test_killed_at_random_moments(reference, place):
 
         def trains(): return name in dict(begun(log)[known:])                                     # noqa: B023
         def progresses(): return trains() and any(k == name for k, _ in checkpoints(home) - seen)  # noqa: B023
-        child = start(gan(), home, log, (watched, .02))
+        child = start(gan(), home, log, (watch, GanLoop, .02))
         if len(kills) < 4:
             until(progresses if attempt % 2 else trains, child)
             time.sleep(g.uniform(0, .1))
@@ -88,7 +74,7 @@ def test_killed_at_random_moments(reference, place):
 
 def interval_is_last(k):
     "In a child: die as soon as the k-th sample grid is written, before its row is in any checkpoint."
-    watched()
+    watch(GanLoop)
     end, calls = GanLoop.end_interval, itertools.count(1)
 
     def dies(self):
@@ -104,15 +90,15 @@ def test_stopped_between_samples_and_checkpoint(reference, place, k):
     home, log = place
     assert make(gan(), home, log, (interval_is_last, k)) == 9
     assert len(list(home.glob('*/samples-*'))) == k
-    assert make(gan(), home, log, (watched,)) == 0
+    assert make(gan(), home, log, (watch, GanLoop)) == 0
     assert_same(records(home), reference)
 
 
 def test_two_ask_at_once_and_one_trains(reference, tmp_path, place):
     (home, log), other = place, tmp_path/'second'
-    first = start(gan(), home, log, (watched, .02))
+    first = start(gan(), home, log, (watch, GanLoop, .02))
     until(lambda: folder(gan()) in dict(begun(log)), first)
-    second = start(gan(), home, other, (watched,))
+    second = start(gan(), home, other, (watch, GanLoop))
     for child in first, second: child.join(240)
     assert (first.exitcode, second.exitcode) == (0, 0)
     assert (folder(gan()), 0) in begun(log) and not [k for k, _ in begun(other) if k == folder(gan())]

@@ -17,11 +17,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from children import assert_same, begun, checkpoints, make, records, start, text, until
+from children import assert_same, begun, checkpoints, make, records, start, taught_digits, text, until
 from torch import nn
 
 from xcl.answers import RecordFile
-from xcl.data import CropFlip, image_data
 from xcl.eyes import EyeData, eye_factors, render
 from xcl.generated import (
     GENERATORS,
@@ -86,15 +85,7 @@ KINDS = {'online': Online(SET.maker), 'offline': Offline(SET)}
 @pytest.fixture(scope='module')
 def base(tmp_path_factory):
     "A home with decoded digits and finished teachers, and the configs that everything here derives from."
-    home = tmp_path_factory.mktemp('base')
-    with pytest.MonkeyPatch.context() as mp:
-        mp.setenv('XCL_HOME', str(home))
-        data = image_data('digits', train_size=128, val_fraction=.1, augment=CropFlip(2, True))
-        method, family = image_row('CutMix', 10)
-        members = tuple(Train('resnet18', family, data, method, replace(SMALL, epochs=1, milestones=()), m, shape=(('width', 16),))
-                        for m in range(MEMBERS))
-        for m in members: ensure(m, HERE)
-    return SimpleNamespace(home=home, data=data, members=members)
+    return taught_digits(tmp_path_factory.mktemp('base'), SMALL, MEMBERS)
 
 
 @pytest.fixture

@@ -2,14 +2,13 @@
 import os
 import re
 import signal
-import sys
 import time
 from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from children import OF_THE_MACHINE, SERVER, assert_same, checkpoints, folder, records, text, until
+from children import assert_same, checkpoints, folder, make, records, start, text, until, watch
 
 from xcl.eyes import RENDERER
 from xcl.refine import Refined, Refining, SimGAN, Simulated, SimulatedEyes, WebcamEyes, real_eyes
@@ -19,44 +18,25 @@ TARGET = WebcamEyes(RENDERER, n=32)
 SMALL = SimGAN(Simulated(RENDERER), TARGET, seed=1, lam=1., steps=12, n_source=32, batch=4, width=2, pretrain_r=6, pretrain_d=6, history=6, every=5)
 
 
-def train(cfg, home, log, checkpoint_s=.02, pace=0., hook=None):
-    "What a child does: ask for a run, and write to `log` from which step it goes on."
-    os.environ['XCL_HOME'] = str(home)
-    sys.stdout = open(log, 'a', buffering=1)
-    begin, step = Refining.__init__, Refining.train_step
+def watched(pace=0., stop=None):
+    "In a child: say in its log from where training goes on, with how full a history; rest after each step, or die once step `stop` is saved."
+    watch(Refining, pace, lambda loop: f', history {loop.history.filled}')
+    save = Refining.save
 
-    def loud(self, cfg, run):
-        begin(self, cfg, run)
-        print(f'{run.folder.name} from step {self.step}, history {self.history.filled}')
-
-    def slow(self):
-        step(self)
-        time.sleep(pace)
-    Refining.__init__, Refining.train_step = loud, slow
-    if hook: hook()
-    ensure(cfg, Machine('cpu', progress=False, checkpoint_s=checkpoint_s))
-
-
-def start(*args, **kw):
-    child = SERVER.Process(target=train, args=args, kwargs=kw, daemon=True)
-    child.start()
-    return child
+    def last(loop):
+        save(loop)
+        if loop.step == stop: os.kill(os.getpid(), signal.SIGKILL)
+    Refining.save = last
 
 
 def begun(log): return [tuple(map(int, m)) for m in re.findall(r'from step (\d+), history (\d+)', text(log))]
-
-
-def made(*args, **kw):
-    child = start(*args, **kw)
-    child.join(120)
-    return child.exitcode
 
 
 @pytest.fixture(scope='module')
 def reference(tmp_path_factory):
     "Records of the run, undisturbed."
     home = tmp_path_factory.mktemp('undisturbed')
-    assert made(SMALL, home, home.with_suffix('.log'), checkpoint_s=1e9) == 0
+    assert make(SMALL, home, home.with_suffix('.log'), (watched,), checkpoint_s=1e9) == 0
     return records(home)
 
 
@@ -72,7 +52,7 @@ def test_killed_at_random_moments(reference, tmp_path):
     home.mkdir()
     while True:     # comes to an end, because a process is killed only once it has saved a later step
         seen = checkpoints(home)
-        child = start(SMALL, home, log, pace=.06)
+        child = start(SMALL, home, log, (watched, .06), checkpoint_s=.02)
         if not begun(log) or begun(log)[-1][0] < 16:
             until(lambda: checkpoints(home) - seen, child)       # noqa: B023
             time.sleep(g.uniform(0, .3))
@@ -91,23 +71,10 @@ def test_killed_at_random_moments(reference, tmp_path):
 def test_stopped_after_a_step(reference, tmp_path, stop):
     "In each phase, within an interval and at its end, with the history empty, half full and full."
     home, log = tmp_path/'home', tmp_path/'log'
-    assert made(SMALL, home, log, checkpoint_s=-1, hook=Stop(stop)) == -signal.SIGKILL
-    assert made(SMALL, home, log) == 0
+    assert make(SMALL, home, log, (watched, 0., stop), checkpoint_s=-1) == -signal.SIGKILL
+    assert make(SMALL, home, log, (watched,)) == 0
     assert begun(log)[1] == (stop, min(6, 2*max(0, stop - 6)))
     assert_same(records(home), reference)
-
-
-class Stop:
-    "Kills its process once a checkpoint of step `k` is written."
-    def __init__(self, k): self.k = k
-
-    def __call__(self):
-        save = Refining.save
-
-        def last(loop):
-            save(loop)
-            if loop.step == self.k: os.kill(os.getpid(), signal.SIGKILL)
-        Refining.save = last
 
 
 def test_a_checkpoint_without_its_history_shows():
@@ -190,7 +157,7 @@ def test_names_stay():
     "Hashes of what an experiment is made of. Where one moves, runs that exist would be made again."
     gan = SimGAN(Simulated(1), WebcamEyes(1), seed=1, lam=1., steps=1000)
     assert {k: v.hash for k, v in dict(gan=gan, maker=Refined(gan), simulator=gan.source, judge=SimulatedEyes(gan.source, 1)).items()} == PINNED
-    assert OF_THE_MACHINE and folder(gan).startswith('simgan-webcameyes-lam1-seed1-')
+    assert folder(gan).startswith('simgan-webcameyes-lam1-seed1-')
 
 
 PINNED = {'gan': '9b04bc654703', 'maker': 'fdd1d8b5ecab', 'simulator': 'a3175a05d4ef', 'judge': '7b77408499c5'}
