@@ -148,7 +148,16 @@ def test_nan_stops_the_run_and_keeps_the_last_checkpoint(monkeypatch):
     assert ensure(cfg, HERE).result['steps'] == 30, 'it was to go on from the checkpoint'
 
 
-def test_the_opened_generator_is_the_run(reference):
+@pytest.fixture
+def one_thread():
+    "As the children have: equal bits are promised for equal numbers of threads."
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_the_opened_generator_is_the_run(reference, one_thread):
     "Asked for by its config alone, it is trained first, judge included; asked again, it is found and makes the same images."
     first, second = (gan().opened_generator(HERE) for _ in range(2))
     run = Run(gan(), HERE)

@@ -52,7 +52,7 @@ def test_killed_at_random_moments(reference, tmp_path):
     home.mkdir()
     while True:     # comes to an end, because a process is killed only once it has saved a later step
         seen = checkpoints(home)
-        child = start(SMALL, home, log, (watched, .06), checkpoint_s=.02)
+        child = start(SMALL, home, log, (watched, .15), checkpoint_s=.02)
         if not begun(log) or begun(log)[-1][0] < 16:
             until(lambda: checkpoints(home) - seen, child)       # noqa: B023
             time.sleep(g.uniform(0, .3))
