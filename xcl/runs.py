@@ -268,7 +268,7 @@ def locked(run:Run):
         lock.acquire()
     try:
         write_json(holder, dict(pid=os.getpid()))
-        for left in run.folder.glob('.*.tmp'): left.unlink()   # of a process that was killed while writing
+        for left in run.folder.rglob('.*.tmp'): left.unlink()   # of a process that was killed while writing
         yield
     finally: lock.release()
 
