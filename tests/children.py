@@ -70,6 +70,13 @@ def make(*args, **kw):
     return child.exitcode
 
 
+def undisturbed(tmp_path_factory, cfg, hook=None):
+    "Records of a config, made in a home of its own by a child that is left alone."
+    home = tmp_path_factory.mktemp('undisturbed')
+    assert make(cfg, home, home.with_suffix('.log'), hook, checkpoint_s=1e9) == 0
+    return records(home)
+
+
 def until(true, child, seconds=60):
     "Wait for `true()`, or for the end of the child."
     end = time.monotonic() + seconds

@@ -52,3 +52,10 @@ def xcl_home(tmp_path, monkeypatch):
     home = tmp_path/'xcl_home'
     monkeypatch.setenv('XCL_HOME', str(home))
     return home
+
+
+@pytest.fixture
+def place(tmp_path):
+    "An empty home, and the log of its children."
+    (tmp_path/'home').mkdir()
+    return tmp_path/'home', tmp_path/'log'

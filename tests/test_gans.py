@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from children import assert_same, begun, checkpoints, folder, make, of, records, start, text, until, watch
+from children import assert_same, begun, checkpoints, folder, make, of, records, start, text, undisturbed, until, watch
 from PIL import Image
 
 from xcl.data import ImageData, image_data
@@ -32,16 +32,7 @@ def gan(**kw):
 @pytest.fixture(scope='module')
 def reference(tmp_path_factory):
     "Records of the GAN and its judge, undisturbed."
-    home = tmp_path_factory.mktemp('undisturbed')
-    assert make(gan(), home, home.with_suffix('.log'), (watch, GanLoop), checkpoint_s=1e9) == 0
-    return records(home)
-
-
-@pytest.fixture
-def place(tmp_path):
-    "An empty home, and the log of its children."
-    (tmp_path/'home').mkdir()
-    return tmp_path/'home', tmp_path/'log'
+    return undisturbed(tmp_path_factory, gan(), (watch, GanLoop))
 
 
 def test_finished_folder_holds_records_and_nothing_else(reference):

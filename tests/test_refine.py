@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from children import assert_same, checkpoints, folder, make, records, start, text, until, watch
+from children import assert_same, checkpoints, folder, make, records, start, text, undisturbed, until, watch
 
 from xcl.eyes import RENDERER
 from xcl.refine import Refined, Refining, SimGAN, Simulated, SimulatedEyes, WebcamEyes, real_eyes
@@ -35,9 +35,7 @@ def begun(log): return [tuple(map(int, m)) for m in re.findall(r'from step (\d+)
 @pytest.fixture(scope='module')
 def reference(tmp_path_factory):
     "Records of the run, undisturbed."
-    home = tmp_path_factory.mktemp('undisturbed')
-    assert make(SMALL, home, home.with_suffix('.log'), (watched,), checkpoint_s=1e9) == 0
-    return records(home)
+    return undisturbed(tmp_path_factory, SMALL, (watched,))
 
 
 def test_finished_folder_holds_records_and_nothing_else(reference):

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from children import assert_same, begun, checkpoints, folder, make, of, records, start, text, until
+from children import assert_same, begun, checkpoints, folder, make, of, records, start, text, undisturbed, until
 
 from xcl.answers import Stream
 from xcl.data import ImageData
@@ -57,16 +57,7 @@ def student(method='XCL-Mix', seed=1):
 @pytest.fixture(scope='module')
 def reference(tmp_path_factory):
     "Records of the student and its teacher, undisturbed."
-    home = tmp_path_factory.mktemp('undisturbed')
-    assert make(student(), home, home.with_suffix('.log'), checkpoint_s=1e9) == 0
-    return records(home)
-
-
-@pytest.fixture
-def place(tmp_path):
-    "An empty home, and the log of its children."
-    (tmp_path/'home').mkdir()
-    return tmp_path/'home', tmp_path/'log'
+    return undisturbed(tmp_path_factory, student())
 
 
 # ---- the same bytes, whatever happens ----

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from children import assert_same, begun, checkpoints, folder, make, of, records, start, until
+from children import assert_same, begun, checkpoints, folder, make, of, records, start, undisturbed, until
 
 from xcl import classify
 from xcl.data import image_data
@@ -30,9 +30,7 @@ def student(row, net='binary_resnet18', width=16, budget=.05): return image_run(
 @pytest.fixture(scope='module')
 def reference(tmp_path_factory):
     "Records of a binary student and its teacher, undisturbed."
-    home = tmp_path_factory.mktemp('undisturbed')
-    assert make(student('XCL-Mix'), home, home.with_suffix('.log'), checkpoint_s=1e9) == 0
-    return records(home)
+    return undisturbed(tmp_path_factory, student('XCL-Mix'))
 
 
 @pytest.mark.parametrize('wait', [1, 2])

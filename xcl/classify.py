@@ -64,7 +64,7 @@ def section(name:str,           # e.g. 'resnet18': the folder below outputs/
     P.seeds, P.shared_teacher = list(range(P.seed, P.seed + P.seeds)), True
     data = image_data(P.dataset, P.data_dir, download=getattr(P, 'download', False), train_size=P.train_size, val_fraction=P.val_fraction)
     whole, P.images = image_set(P.dataset, P.data_dir, data.size), len(data.load(Machine('cpu', P.data_dir))[0])
-    steps = {k: P.images//r.batch*r.scaled(P.budget).epochs for k, r in IMAGE_RECIPES.items()}
+    steps = {k: r.scaled(P.budget).steps(P.images) for k, r in IMAGE_RECIPES.items()}
     P.steps = steps[net] if isinstance(net, str) else ', '.join(f'{NET_FAMILIES[k]} {steps[k]:,}' for k in net)
     words = {'digits': "scikit-learn's handwritten digits, 8x8 enlarged to 16x16 (not CIFAR-100)", 'cifar10': 'CIFAR-10', 'cifar100': 'CIFAR-100',
              'folder': f'images of a folder, {data.size}x{data.size}'}[P.dataset]
@@ -110,7 +110,7 @@ def check_room(S:SimpleNamespace, grid:dict)->float: # MB that are missing
     need = {}
     for c in todo:      # students of one stream may differ in their number of steps
         shape = c.method.transfer.asked(c.recipe.batch), *kept_shape(c)
-        missing = missing_bytes(stream_of(c), S.P.images//c.recipe.batch*c.recipe.epochs, shape)
+        missing = missing_bytes(stream_of(c), c.recipe.steps(S.P.images), shape)
         need[stream_of(c).hash] = max(missing, need.get(stream_of(c).hash, 0))
     room, where = sum(need.values()), home()
     where.mkdir(parents=True, exist_ok=True)
@@ -159,13 +159,16 @@ def curves_of(runs:dict)->pd.DataFrame:
 # %% ../nbs/10_classify.ipynb #cell-13
 def numbers(name:str,     # of the parameter, for the error
             text:str,     # e.g. '8 16'
-            low:int=1,
-            high:int=1024,
-           )->tuple:      # of int, in the order given
-    "Return the whole numbers of a parameter. Raises ParameterError unless each is in range and given once, with spaces between them."
-    found = tuple(int(w) for w in text.split() if w.isdecimal())
+            low:float=1,
+            high:float=1024,
+            kind:type=int,
+            like:str='8 16',  # an example, for the error
+           )->tuple:      # of `kind`, in the order given
+    "Return the numbers of a parameter. Raises ParameterError unless each is in range and given once, with spaces between them."
+    found = tuple(kind(w) for w in text.split() if (w if kind is int else w.replace('.', '', 1)).isdecimal())
     if not found or len(set(found)) != len(text.split()) or not all(low <= k <= high for k in found):
-        raise ParameterError(f"{name} is {text!r}; allowed: whole numbers from {low} to {high}, each once, with a space between them, e.g. '8 16'")
+        raise ParameterError(f"{name} is {text!r}; allowed: {'whole '*(kind is int)}numbers from {low} to {high}, each once, "
+                             f"with a space between them, e.g. '{like}'")
     return found
 
 def sizes_of(S:SimpleNamespace,

@@ -71,8 +71,9 @@ def _digest(about, state):
 
 def _check_same(cfg, net):
     "Raise ValueError unless `net` has the tensors of the network that `cfg` names."
-    want, have = ({k: tuple(v.shape) for k, v in m.state_dict().items()} for m in (build(cfg), net))
-    differ = [k for k in want | have if want.get(k) != have.get(k)] or [k for k in binary_convs(build(cfg)) if k not in binary_convs(net)]
+    named, bits = build(cfg), binary_convs(net)
+    want, have = ({k: tuple(v.shape) for k, v in m.state_dict().items()} for m in (named, net))
+    differ = [k for k in want | have if want.get(k) != have.get(k)] or [k for k in binary_convs(named) if k not in bits]
     if differ: raise ValueError(f'the network is not that of {cfg.slug}: {differ[0]} is {have.get(differ[0])}, expected {want.get(differ[0])}')
 
 def pack(cfg:Train,         # says which network it is

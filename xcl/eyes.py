@@ -6,7 +6,7 @@
 __all__ = ['Factor', 'FACTORS', 'EYE_SHAPE', 'MPII_PEOPLE', 'MPII_PER_SIDE', 'SOURCES', 'RENDERER', 'angles_to_vector',
            'vector_to_angles', 'angular_error', 'rodrigues', 'head_pose_angles', 'head_rotation', 'mirror', 'show_eyes',
            'eye_factors', 'equalise', 'render', 'procedural_eyes', 'read_mpiigaze', 'resize_eyes', 'read_eye_npz',
-           'load_eyes', 'held_out_people', 'eyes_of', 'EyeData', 'eye_data']
+           'load_eyes', 'held_out_people', 'eyes_of', 'check_renderer', 'EyeData', 'eye_data']
 
 # %% ../nbs/02_eyes.ipynb #cell-2
 import hashlib
@@ -647,6 +647,10 @@ def eyes_of(source:str,      # 'procedural' or 'mpiigaze'
 SOURCES = 'procedural', 'mpiigaze'
 RENDERER = 1   # to be raised whenever `procedural_eyes` draws other pixels or labels: runs on older eyes then keep their own names
 
+def check_renderer(renderer:int, what:str)->None:
+    "Return nothing; raise ValueError where `what`, e.g. 'this run was', defined on another renderer than the one here."
+    if renderer != RENDERER: raise ValueError(f'{what} defined on renderer {renderer}; here is renderer {RENDERER}')
+
 @dataclass(frozen=True)
 class EyeData(Config):
     "Eyes to learn gaze from, split by person."
@@ -665,8 +669,7 @@ class EyeData(Config):
 
     def load(self, machine:Machine)->tuple: # (train, val), two Examples
         "The training and the validation people. Raises ValueError where the data is not what the config names."
-        if self.source == 'procedural' and self.renderer != RENDERER:
-            raise ValueError(f'this run was defined on renderer {self.renderer}; here is renderer {RENDERER}')
+        if self.source == 'procedural': check_renderer(self.renderer, 'this run was')
         ex = eyes_of(self.source, machine.data_dir, self.per_person, self.people)
         if self.source == 'mpiigaze' and digest(ex) != self.digest:
             raise ValueError(f'the eyes in {machine.data_dir!r} have digest {digest(ex)}; this run was defined on {self.digest}')

@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['BIGGAN', 'BIGGAN_DIFFAUG', 'BIGGAN_DIGITS', 'GAN_RECIPES', 'STATISTICS', 'BLOCK', 'QUALITY', 'hinge_d', 'hinge_g',
-           'DiffAugment', 'recoloured', 'shifted', 'cut_out', 'GanRecipe', 'BigGAN', 'fresh', 'latents', 'to_unit',
-           'GanLoop', 'restate', 'sampling', 'images_of', 'drawn', 'grid_of', 'fit_gan', 'moments', 'root_of',
-           'frechet', 'spread_of', 'Judge', 'OpenJudge', 'mosaic', 'show_mosaic', 'sample_steps', 'plot_progress',
-           'plot_game', 'plot_between']
+           'DiffAugment', 'recoloured', 'shifted', 'cut_out', 'GanRecipe', 'BigGAN', 'fresh', 'latents', 'GanLoop',
+           'restate', 'sampling', 'images_of', 'drawn', 'grid_of', 'fit_gan', 'moments', 'root_of', 'frechet',
+           'spread_of', 'Judge', 'OpenJudge', 'mosaic', 'show_mosaic', 'sample_steps', 'plot_progress', 'plot_game',
+           'plot_between']
 
 # %% ../nbs/08_gans.ipynb #cell-2
 import copy
-import re
 import time
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -24,12 +23,12 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .data import CropFlip, Examples, ImageData
+from .data import CropFlip, Examples, ImageData, to_signed
 from .generated import ImageGenerator
 from .models.biggan import Discriminator, Generator, doublings, plain_weights
-from .runs import Config, Machine, Run, RunConfig, ensure, progress, rng, seeded, write_tensors
+from .runs import Config, Machine, Run, RunConfig, ensure, rng, seeded, slug_of, write_tensors
 from .teachers import fast_layout, fold, predict
-from .train import Train, check_finite, pack_state, trained, unpack_state
+from .train import Train, check_finite, drive, pack_state, trained, unpack_state
 from .transfer import batch_index
 
 # %% ../nbs/08_gans.ipynb #cell-6
@@ -148,7 +147,7 @@ class BigGAN(RunConfig):
         doublings(self.data.size)     # a size that cannot be made is refused here
 
     @property
-    def slug(self)->str: return re.sub('[^a-z0-9.]+', '-', f'biggan {self.data.source} width{self.recipe.width_g} seed{self.seed}'.lower())
+    def slug(self)->str: return slug_of('biggan', self.data.source, f'width{self.recipe.width_g}', f'seed{self.seed}')
     def make(self, run:Run)->None: fit_gan(self, run)
 
 # %% ../nbs/08_gans.ipynb #cell-18
@@ -164,10 +163,6 @@ def latents(seed:int, stream:str, step:int, # their place
     "Standard normal latent vectors, and classes drawn uniformly."
     g = rng(seed, stream, step)
     return torch.from_numpy(g.standard_normal((b, z_dim), dtype=np.float32)), torch.from_numpy(g.integers(classes, size=b))
-
-def to_unit(x:Tensor)->Tensor:
-    "Return uint8 images as float32 in [-1, 1]."
-    return x.float().div_(127.5).sub_(1)
 
 # %% ../nbs/08_gans.ipynb #cell-21
 class GanLoop:
@@ -217,7 +212,7 @@ def losses_at(self:GanLoop, d:int|None=None)->Tensor:
         if d is None: return hinge_g(self.D(*self.fakes('generator', self.step)).float())
         ex = self.real(d)
         with torch.no_grad(): fake, y = self.fakes('discriminator', d)
-        both = torch.cat([self.changed(to_unit(ex.x), 'real augment', d), fake])
+        both = torch.cat([self.changed(to_signed(ex.x), 'real augment', d), fake])
         return hinge_d(*self.D(both, torch.cat([ex.y, y])).float().chunk(2))
 
 # %% ../nbs/08_gans.ipynb #cell-23
@@ -362,12 +357,7 @@ QUALITY = 'frechet', 'accuracy', 'variety'
 def fit_gan(cfg:BigGAN, run:Run)->None:
     "Train to the end of the recipe and finish the run; goes on from a checkpoint bit for bit. Raises NotFinite."
     loop, r = GanLoop(cfg, run), cfg.recipe
-    with progress(r.steps, loop.step, run.folder.name, run.machine.progress) as bar:
-        while loop.step < r.steps:
-            loop.train_step()
-            bar.update()
-            if loop.step % cfg.every == 0 or loop.step == r.steps: bar.set_postfix({k: f'{v:.4g}' for k, v in loop.end_interval().items()})
-            if time.monotonic() - loop.saved_at > run.machine.checkpoint_s: loop.save()
+    drive(loop, r.steps, lambda: loop.end_interval() if loop.step % cfg.every == 0 or loop.step == r.steps else None)
     quality = {k: v for k, v in loop.curve[-1].items() if k in QUALITY}
     sizes = {f'parameters_{k}': sum(p.numel() for p in net.parameters()) for k, net in (('g', loop.G), ('d', loop.D))}
     run.finish(quality | (loop.judge.reference if loop.judge else {}) | dict(steps=r.steps, **sizes), loop.curve, weights=loop.current().state_dict())

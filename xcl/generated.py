@@ -9,7 +9,6 @@ __all__ = ['GENERATORS', 'ImageGenerator', 'register_generator', 'External', 'ex
 
 # %% ../nbs/06c_generated.ipynb #cell-2
 import hashlib
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,9 +19,9 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from .answers import DTYPES, RecordFile, record_type, weights_digest
-from .data import Examples, inputs
+from .data import Examples, inputs, to_bytes
 from .losses import Family
-from .runs import Config, Machine, Run, RunConfig, ensure, progress, rng
+from .runs import Config, Machine, Run, RunConfig, ensure, progress, rng, slug_of
 from .teachers import Teacher, predict
 from .transfer import Batch, Empirical, Transfer, batch_at, batch_index
 
@@ -49,7 +48,7 @@ class ImageGenerator:
     def __call__(self, z:Tensor, i:Tensor, j:Tensor, lam:Tensor)->Tensor:
         "G(z; lam*v_i + (1 - lam)*v_j) as uint8 (b, 3, size, size), on the device; z (b, z_dim), i and j int64 (b,), lam (b,) in [0, 1]."
         v = torch.lerp(self.table[j], self.table[i], lam.to(self.table)[:, None])
-        return ((self.painted(z, v) + 1)*127.5).round_().clamp_(0, 255).to(torch.uint8)
+        return to_bytes(self.painted(z, v))
 
 # %% ../nbs/06c_generated.ipynb #cell-6
 @patch
@@ -168,8 +167,6 @@ class RunFile(RecordFile):
         return hashlib.sha256(self.map['mark'].tobytes()).hexdigest()[:16]
 
 # %% ../nbs/06c_generated.ipynb #cell-22
-def _slug(*words): return re.sub('[^a-z0-9.]+', '-', ' '.join(map(str, words)).lower())
-
 @dataclass(frozen=True)
 class GeneratedSet(RunConfig):
     "A set of made images, in a file."
@@ -183,7 +180,7 @@ class GeneratedSet(RunConfig):
         for k in 'n', 'block':
             if getattr(self, k) < 1: raise ValueError(f'{k} is {getattr(self, k)}; allowed: 1 or more images')
     @property
-    def slug(self)->str: return _slug('set', type(self.maker).__name__, self.n, f'seed{self.seed}')
+    def slug(self)->str: return slug_of('set', type(self.maker).__name__, self.n, f'seed{self.seed}')
 
     def file(self, run:Run, fields:list, **kw)->RunFile:
         "The file of the set; `fields` is (name, dtype, shape of a row) for each."
@@ -239,7 +236,7 @@ class SetAnswers(RunConfig):
         super().__post_init__()
         if self.answers not in DTYPES: raise ValueError(f'answers is {self.answers!r}; allowed: {", ".join(DTYPES)}')
     @property
-    def slug(self)->str: return _slug('answers', self.set.slug)
+    def slug(self)->str: return slug_of('answers', self.set.slug)
 
     def file(self, run:Run, made_by:str, content:str, shape:tuple, **kw)->SetAnswerFile:
         "The file of the answers of `made_by` (`weights_digest`) to the set of that content; `shape` is that of one kept answer."

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['BLOCK', 'STUDIO', 'REFINED', 'REAL', 'STATS', 'checked_range', 'checked_rows', 'Simulated', 'drawn_eyes',
            'rows_of_blocks', 'read_unlabelled', 'eyes_digest', 'RealEyes', 'real_eyes', 'TrainingEyes', 'worse_camera',
-           'WebcamEyes', 'webcam_eyes', 'to_signed', 'to_bytes', 'local_loss', 'change', 'share_right', 'History',
-           'SimGAN', 'eye_gan', 'target_images', 'Refining', 'check', 'tiled', 'refine', 'networks', 'Refined',
-           'RefinedEyes', 'refined_eyes', 'SimulatedEyes', 'gaze_judge', 'gaze_kept', 'fresh_discriminator',
-           'called_right', 'told_apart', 'pixel_table']
+           'WebcamEyes', 'webcam_eyes', 'local_loss', 'change', 'share_right', 'History', 'SimGAN', 'eye_gan',
+           'target_images', 'Refining', 'check', 'tiled', 'refine', 'networks', 'Refined', 'RefinedEyes',
+           'refined_eyes', 'SimulatedEyes', 'gaze_judge', 'gaze_kept', 'fresh_discriminator', 'called_right',
+           'told_apart', 'pixel_table']
 
 # %% ../nbs/08b_refine.ipynb #cell-3
 import io
@@ -23,13 +23,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from .data import Examples, digest
-from .eyes import EYE_SHAPE, FACTORS, RENDERER, EyeData, angular_error, equalise, eye_factors, render
+from .data import Examples, digest, to_bytes, to_signed
+from .eyes import EYE_SHAPE, FACTORS, RENDERER, EyeData, angular_error, check_renderer, equalise, eye_factors, render
 from .losses import Point
 from .models.simgan import Discriminator, Refiner
-from .runs import Config, Machine, Run, RunConfig, ensure, place_key, progress, rng, seeded, write_atomic
+from .runs import Config, Machine, Run, RunConfig, ensure, place_key, rng, seeded, write_atomic
 from .teachers import fast_layout, predict
-from .train import GAZE_TEACHER, METHODS, NotFinite, Train, pack_state, unpack_state
+from .train import GAZE_TEACHER, METHODS, NotFinite, Train, drive, pack_state, unpack_state
 
 # %% ../nbs/08b_refine.ipynb #cell-7
 BLOCK = 32   # eyes that are drawn, and refined, together
@@ -63,7 +63,7 @@ class Simulated(Config):
 
     def opened(self, machine:Machine)->'Simulated':
         "Return this, ready to be asked. Raises ValueError where the renderer is another one."
-        if self.renderer != RENDERER: raise ValueError(f'these eyes were defined on renderer {self.renderer}; here is renderer {RENDERER}')
+        check_renderer(self.renderer, 'these eyes were')
         return self
 
     def block(self, seed:int, k:int)->tuple:
@@ -178,7 +178,7 @@ class WebcamEyes(Config):
 
     def load(self, machine:Machine)->Tensor: # uint8 (n, 1, 36, 60)
         "The eyes. Raises ValueError where the renderer is another one."
-        if self.renderer != RENDERER: raise ValueError(f'these eyes were defined on renderer {self.renderer}; here is renderer {RENDERER}')
+        check_renderer(self.renderer, 'these eyes were')
         population, out = place_key(self.seed, 'webcam'), []
         for k in range(-(-self.n//BLOCK)):
             sharp = render(*eye_factors(population, k, range(BLOCK)))
@@ -191,16 +191,7 @@ def webcam_eyes(**kw, # fields of WebcamEyes but the renderer
     "`WebcamEyes` with the renderer that is here."
     return WebcamEyes(RENDERER, **kw)
 
-# %% ../nbs/08b_refine.ipynb #cell-31
-def to_signed(x:Tensor)->Tensor:
-    "uint8 pixels as float32 in [-1, 1]."
-    return x.float().div_(127.5).sub_(1)
-
-def to_bytes(x:Tensor)->Tensor:
-    "Pixels in [-1, 1] as uint8."
-    return x.add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
-
-# %% ../nbs/08b_refine.ipynb #cell-34
+# %% ../nbs/08b_refine.ipynb #cell-32
 REFINED, REAL = 0, 1   # channels of the discriminator
 
 def local_loss(logits:Tensor, # (b, 2, h, w)
@@ -217,7 +208,7 @@ def share_right(logits:Tensor, kind:int)->Tensor:
     "Share of places that are called what they are, scalar in [0, 1]."
     return (logits.argmax(1) == kind).float().mean()
 
-# %% ../nbs/08b_refine.ipynb #cell-38
+# %% ../nbs/08b_refine.ipynb #cell-36
 class History:
     "Earlier refined pictures. Empty at first, then it fills, then it is full for good."
     def __init__(self,
@@ -240,7 +231,7 @@ class History:
         self.images[place] = new
         return shown
 
-# %% ../nbs/08b_refine.ipynb #cell-43
+# %% ../nbs/08b_refine.ipynb #cell-41
 @dataclass(frozen=True)
 class SimGAN(RunConfig):
     "Refiner and discriminator, trained together."
@@ -273,7 +264,7 @@ class SimGAN(RunConfig):
     def total(self)->int: return self.pretrain_r + self.pretrain_d + self.steps
     def make(self, run:Run)->None: refine(self, run)
 
-# %% ../nbs/08b_refine.ipynb #cell-45
+# %% ../nbs/08b_refine.ipynb #cell-43
 def eye_gan(source:Config, target:Config, seed:int,
             steps:int,   # updates of D beside R
             batch:int,   # eyes
@@ -283,7 +274,7 @@ def eye_gan(source:Config, target:Config, seed:int,
     few = dict(pretrain_r=min(1000, 3*steps//10), pretrain_d=min(200, steps//10), history=min(32*batch, 4096), every=max(1, steps//10))
     return SimGAN(source, target, seed, steps=steps, batch=batch, **few | kw)
 
-# %% ../nbs/08b_refine.ipynb #cell-47
+# %% ../nbs/08b_refine.ipynb #cell-45
 STATS = 'loss_r', 'change', 'loss_d', 'real_right', 'refined_right'   # of a step: nats; mean |R(x) - x|; nats; shares of places
 _SIGNED = dict(betas=(.5, .999), fused=True)
 
@@ -316,7 +307,7 @@ class Refining:
         rows = rng(self.cfg.seed, f'simgan/{stream}', step).integers(len(x), size=self.cfg.batch)
         return to_signed(x[torch.from_numpy(rows).to(self.device)])
 
-# %% ../nbs/08b_refine.ipynb #cell-48
+# %% ../nbs/08b_refine.ipynb #cell-46
 @patch
 def save(self:Refining)->None:
     "Write the checkpoint: both networks, their optimisers, the history, this interval's numbers."
@@ -339,7 +330,7 @@ def check(numbers:Tensor, # any shape
     "Return nothing; raise NotFinite where a number is NaN or infinite."
     if not numbers.isfinite().all(): raise NotFinite(f'a loss is NaN or infinite at or before step {step}. Nothing of this was saved.')
 
-# %% ../nbs/08b_refine.ipynb #cell-49
+# %% ../nbs/08b_refine.ipynb #cell-47
 @patch
 def update_r(self:Refining, draw:int, alone:bool)->dict:
     "One update of the refiner, on its draw number `draw`; returns its share of STATS."
@@ -371,7 +362,7 @@ def _descend(self:Refining, opt, loss):
     loss.backward()
     opt.step()
 
-# %% ../nbs/08b_refine.ipynb #cell-50
+# %% ../nbs/08b_refine.ipynb #cell-48
 @patch
 def train_step(self:Refining)->None:
     "One step: of R alone, of D alone, or `r_per_d` updates of R and one of D."
@@ -393,7 +384,7 @@ def end_interval(self:Refining, phase:str)->None:
     self.track.fill_(-1)
     self.write_sheet()
 
-# %% ../nbs/08b_refine.ipynb #cell-52
+# %% ../nbs/08b_refine.ipynb #cell-50
 def tiled(x:Tensor, # uint8 (rows, n, h, w)
          )->np.ndarray:
     "Pictures as one, row below row."
@@ -411,18 +402,14 @@ def write_sheet(self:Refining)->None:
     (self.run.folder/'sheets').mkdir(exist_ok=True)
     write_atomic(self.run.folder/'sheets'/f'{self.step:07}.png', data.getvalue())
 
-# %% ../nbs/08b_refine.ipynb #cell-53
+# %% ../nbs/08b_refine.ipynb #cell-51
 def refine(cfg:SimGAN, run:Run)->None:
     "Train to the end and finish the run; goes on from a checkpoint bit for bit. Raises NotFinite, ValueError for a target that is too small."
     loop = Refining(cfg, run)
-    with progress(cfg.total, loop.step, run.folder.name, run.machine.progress) as bar:
-        while loop.step < cfg.total:
-            loop.train_step()
-            bar.update()
-            if loop.curve: bar.set_postfix({k: f'{loop.curve[-1][k]:.3g}' for k in STATS if k in loop.curve[-1]}, refresh=False)
-            if time.monotonic() - loop.saved_at > run.machine.checkpoint_s: loop.save()
+    def last(): return {k: loop.curve[-1][k] for k in STATS if k in loop.curve[-1]}
+    drive(loop, cfg.total, lambda: last() if loop.step % cfg.every == 0 else None)
     sizes = dict(drawn=len(loop.drawn), target=len(loop.real), steps=cfg.total, parameters=sum(p.numel() for p in loop.R.parameters()))
-    run.finish({k: loop.curve[-1][k] for k in STATS if k in loop.curve[-1]} | sizes, loop.curve,
+    run.finish(last() | sizes, loop.curve,
                refiner=loop.R.state_dict(), discriminator=loop.D.state_dict())
 
 def networks(run:Run)->tuple: # (Refiner, Discriminator)
@@ -431,7 +418,7 @@ def networks(run:Run)->tuple: # (Refiner, Discriminator)
     for name, net in ('refiner', R), ('discriminator', D): net.load_state_dict(run.tensors(name))
     return R.requires_grad_(False), D.requires_grad_(False)
 
-# %% ../nbs/08b_refine.ipynb #cell-55
+# %% ../nbs/08b_refine.ipynb #cell-53
 @dataclass(frozen=True)
 class Refined(Config):
     "Drawn eyes through a trained refiner: a maker of sets."
@@ -454,7 +441,7 @@ class RefinedEyes:
         "Eyes `start` to `stop` of a seed: x refined, and their gaze y and head pose extra."
         return rows_of_blocks(lambda k: self.block(seed, k), start, stop)
 
-# %% ../nbs/08b_refine.ipynb #cell-56
+# %% ../nbs/08b_refine.ipynb #cell-54
 @torch.no_grad()
 def refined_eyes(R:Refiner,  # on any device
                  x:Tensor,   # uint8 (n, 1, 36, 60)
@@ -463,7 +450,7 @@ def refined_eyes(R:Refiner,  # on any device
     device = next(R.parameters()).device
     return torch.cat([to_bytes(R(to_signed(part.to(device)))).cpu() for part in x.split(BLOCK)])
 
-# %% ../nbs/08b_refine.ipynb #cell-75
+# %% ../nbs/08b_refine.ipynb #cell-73
 @dataclass(frozen=True)
 class SimulatedEyes(Config):
     "Labelled drawn eyes of random orientation, to learn gaze from. The people that are validated on are others."
@@ -493,7 +480,7 @@ def gaze_judge(source:Simulated, # what it learns from
     "The network that is asked whether a gaze was kept: a PreAct-ResNet, plain squared error, the recipe of A.1 with fewer epochs."
     return Train('preact_resnet', Point(), SimulatedEyes(source, seed, n), METHODS['ERM'], GAZE_TEACHER.scaled(epochs/GAZE_TEACHER.epochs), seed)
 
-# %% ../nbs/08b_refine.ipynb #cell-76
+# %% ../nbs/08b_refine.ipynb #cell-74
 def gaze_kept(net,           # of a finished `gaze_judge`
               drawn:dict,    # of a `Simulated` maker
               refined:dict,  # the same rows of a `Refined` one
@@ -505,7 +492,7 @@ def gaze_kept(net,           # of a finished `gaze_judge`
     return dict(moved_deg=moved.mean().item(), moved_p95_deg=moved.quantile(.95).item(),
                 error_before_deg=angular_error(before, a.y).mean().item(), error_after_deg=angular_error(after, b.y).mean().item())
 
-# %% ../nbs/08b_refine.ipynb #cell-81
+# %% ../nbs/08b_refine.ipynb #cell-79
 def fresh_discriminator(sets:list,  # two of pictures in [-1, 1], (n, 1, h, w): refined ones, real ones
                         seed:int,
                         steps:int,
@@ -544,7 +531,7 @@ def told_apart(a:Tensor,        # uint8 (n, 1, h, w), one set
     D = fresh_discriminator(seen, seed, steps, batch)
     return sum(called_right(D, x, kind) for kind, x in enumerate(unseen))/2
 
-# %% ../nbs/08b_refine.ipynb #cell-85
+# %% ../nbs/08b_refine.ipynb #cell-83
 def pixel_table(sets:dict, # name -> uint8 (n, 1, h, w)
                )->dict:    # name -> mean, contrast, sharpness (grey levels), and histogram: shares of 16 bins of grey
     "Statistics of pictures, each picture counting the same."

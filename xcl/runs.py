@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['place_key', 'rng', 'torch_rng', 'seeded', 'Config', 'write_atomic', 'write_json', 'write_tensors', 'read_tensors',
-           'root', 'home', 'Machine', 'provenance', 'merged', 'Run', 'RunConfig', 'nested_runs', 'locked', 'ensure',
-           'is_live', 'progress', 'ParameterError', 'checked']
+           'root', 'home', 'Machine', 'provenance', 'merged', 'Run', 'slug_of', 'RunConfig', 'nested_runs', 'locked',
+           'ensure', 'is_live', 'progress', 'ParameterError', 'checked']
 
 # %% ../nbs/00_runs.ipynb #cell-2
 import contextlib
@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -241,6 +242,10 @@ def finish(self:Run,
     (self.folder/'checkpoint.safetensors').unlink(missing_ok=True)
 
 # %% ../nbs/00_runs.ipynb #cell-35
+def slug_of(*words)->str:
+    "Words as a part of a folder's name: lower case, and '-' for all that is no letter, digit or dot."
+    return re.sub('[^a-z0-9.]+', '-', ' '.join(map(str, words)).lower())
+
 class RunConfig(Config):
     "A config that names a run. Subclasses say how it is made."
     @property

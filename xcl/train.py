@@ -6,7 +6,8 @@
 __all__ = ['TARGETS', 'METHODS', 'OPTIMISERS', 'GAZE_STUDENT', 'GAZE_TEACHER', 'NETS', 'RESNET', 'PYRAMID', 'BINARY',
            'IMAGE_RECIPES', 'TEACHERS', 'Method', 'Recipe', 'Train', 'build', 'trained', 'stream_of', 'kept_shape',
            'ask_of', 'target_of', 'pack_state', 'unpack_state', 'NotFinite', 'check_finite', 'Loop', 'target_entropy',
-           'fit', 'gaze_teachers', 'gaze_students', 'added_set', 'image_row', 'image_run', 'image_teachers', 'gan_rows']
+           'drive', 'fit', 'gaze_teachers', 'gaze_students', 'added_set', 'image_row', 'image_run', 'image_teachers',
+           'gan_rows']
 
 # %% ../nbs/07_train.ipynb #cell-2
 import re
@@ -24,7 +25,7 @@ from .losses import Categorical, Gaussian, Point
 from .models.binary import BINARY_NETS
 from .models.cifar import CIFAR_NETS
 from .models.gaze import GAZE_NETS
-from .runs import Config, Machine, Run, RunConfig, ensure, progress, seeded
+from .runs import Config, Machine, Run, RunConfig, ensure, progress, seeded, slug_of
 from .teachers import Teacher, fast_layout, fold, predict
 from .transfer import Batch, Coin, CutMix, Empirical, MixUp, Transfer
 
@@ -72,6 +73,10 @@ class Recipe(Config):
         epochs = max(1, round(self.epochs*budget))
         return replace(self, epochs=epochs, milestones=tuple(m*epochs/self.epochs for m in self.milestones))
 
+    def steps(self, n:int)->int:
+        "How many steps it takes on n examples; what is left of an epoch and makes no batch is left out."
+        return n//self.batch*self.epochs
+
     def lr_at(self, step:int, per_epoch:int)->float:
         "Learning rate of one step, `per_epoch` steps to an epoch."
         return self.lr*self.gamma**sum(step >= m*per_epoch for m in self.milestones)
@@ -118,8 +123,7 @@ class Train(RunConfig):
 
     @property
     def slug(self)->str:
-        shape = ' '.join(f'{k}{v:g}' for k, v in self.shape)
-        return re.sub('[^a-z0-9.]+', '-', f'{self.net} {shape} {self.family.label} {self.method.name} seed{self.seed}'.lower())
+        return slug_of(self.net, *(f'{k}{v:g}' for k, v in self.shape), self.family.label, self.method.name, f'seed{self.seed}')
     def make(self, run:Run)->None: fit(self, run)
     def network(self, machine:Machine)->nn.Module:
         "The trained network, eval mode, on the CPU; trained first where it is not."
@@ -217,7 +221,7 @@ class Loop:
         self.net = build(cfg).to(self.device).train()
         self.opt = OPTIMISERS[cfg.recipe.optimiser](self.net.parameters(), cfg.recipe)
         self.per_epoch = len(self.train)//cfg.recipe.batch
-        self.steps, self.step, self.curve = self.per_epoch*cfg.recipe.epochs, 0, []
+        self.steps, self.step, self.curve = cfg.recipe.steps(len(self.train)), 0, []
         self.batch = cfg.method.transfer.opened(self.train, cfg.recipe.batch, cfg.seed, cfg.data.augment, run.machine)   # step -> Batch
         first = self.batch(0)              # a batch larger than the set is refused here
         self.target_of = target_of(cfg, self.train, run.machine, first, self.steps)
@@ -285,17 +289,24 @@ def target_entropy(curve:list, # of a run
     return dict(target_entropy=sum(h)/len(h)) if h else {}
 
 # %% ../nbs/07_train.ipynb #cell-30
+def drive(loop,         # has step, train_step(), save(), saved_at and run
+          steps:int,    # where it ends
+          ended,        # called after each step; numbers to show beside the bar, or None
+         )->None:
+    "Take a training to its last step: the one loop, with a progress bar and a checkpoint every so often."
+    with progress(steps, loop.step, loop.run.folder.name, loop.run.machine.progress) as bar:
+        while loop.step < steps:
+            loop.train_step()
+            bar.update()
+            if row := ended(): bar.set_postfix({k: f'{v:.4g}' for k, v in row.items()})
+            if time.monotonic() - loop.saved_at > loop.run.machine.checkpoint_s: loop.save()
+
 def fit(cfg:Train,  # what to train
         run:Run,    # its folder and machine
        )->None:
     "Train to the end of the recipe and finish the run; goes on from a checkpoint bit for bit. Raises NotFinite."
     loop = Loop(cfg, run)
-    with progress(loop.steps, loop.step, run.folder.name, run.machine.progress) as bar:
-        while loop.step < loop.steps:
-            loop.train_step()
-            bar.update()
-            if loop.step % loop.per_epoch == 0: bar.set_postfix({k: f'{v:.4g}' for k, v in loop.end_epoch().items()})
-            if time.monotonic() - loop.saved_at > run.machine.checkpoint_s: loop.save()
+    drive(loop, loop.steps, lambda: loop.end_epoch() if loop.step % loop.per_epoch == 0 else None)
     out, score = loop.seen or loop.validate()   # the latter where the run was killed after its last step
     result = dict(score, **target_entropy(loop.curve), steps=loop.steps, parameters=sum(p.numel() for p in loop.net.parameters()))
     seen = dict(out=out, y=loop.val.y, group=loop.val.group)
