@@ -39,6 +39,7 @@ class Stream(Config):
     seed:int           # of order, augmentation and mixing
     answers:str        # 'exact' (single precision) or 'half'
     teacher_precision:str = 'fp32'  # the members' forward pass
+    part:int = 0       # examples that are mixed together; 0: the whole batch
 
     def __post_init__(self):
         super().__post_init__()
@@ -154,7 +155,7 @@ def bad(self:RecordFile)->list:
     "Return the numbers of marked records whose checksum is wrong."
     marked = np.flatnonzero(self.map['mark'])
     with progress(len(marked), desc=f'verifying {self.path.name}') as bar:
-        return [int(i) for i in marked if not bar.update() and self.map[i]['mark'] != _mark(self.map[i], int(i))]
+        return [int(i) for i in marked if (bar.update(), self.map[i]['mark'] != _mark(self.map[i], int(i)))[1]]
 
 @patch
 def verify(self:RecordFile)->int:

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SOURCES', 'ImageSet', 'Examples', 'inputs', 'digest', 'to_signed', 'to_bytes', 'show_images', 'cached_arrays',
-           'data_home', 'class_names', 'image_set', 'split_rows', 'CropFlip', 'calibration_error', 'ImageData',
-           'pixel_stats', 'image_data']
+           'data_home', 'image_of', 'rgb', 'class_names', 'image_set', 'split_rows', 'CropFlip', 'calibration_error',
+           'class_score', 'ImageData', 'pixel_stats', 'image_data']
 
 # %% ../nbs/01_data.ipynb #cell-2
+import contextlib
 import hashlib
 import io
 import json
@@ -16,7 +17,7 @@ import pickle
 import re
 from collections import namedtuple
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -25,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -48,6 +50,10 @@ class Examples:
             if t is not None and len(t) != len(self.x): raise ValueError(f'{name} has {len(t)} rows; x has {len(self.x)}')
 
     def __len__(self): return len(self.x)
+    @property
+    def device(self): return self.x.device
+    @property
+    def shape(self)->tuple: return tuple(self.x.shape[1:])
     def _map(self, f): return Examples(*(None if t is None else f(t) for t in (self.x, self.y, self.extra, self.group)))
     def take(self, index)->'Examples': return self._map(lambda t: t[index])
     def to(self, device)->'Examples': return self._map(lambda t: t.to(device))
@@ -58,6 +64,31 @@ def inputs(ex:Examples,   # n examples
     "What a model is called with."
     x = ex.x.float().div_(255)
     return (x,) if ex.extra is None else (x, ex.extra)
+
+@patch
+def seen(self:Examples, index:Tensor, augment, seed:int, epoch:int, step:int)->tuple:
+    "Inputs of the images at `index` as training sees them; `augment` is None, or called with (uint8 images, seed, step)."
+    drawn = self.take(index)
+    return inputs(drawn if augment is None else replace(drawn, x=augment(drawn.x, seed, step)))
+
+@patch
+def ahead(self:Examples, places, augment, seed:int)->None:
+    "What will be asked for next, as (epoch, index): nothing that is in memory has to be fetched."
+
+@patch
+def batches(self:Examples, size:int):
+    "Inputs of all images in order, `size` at a time, not augmented."
+    return (inputs(self.take(slice(i, i + size))) for i in range(0, len(self), size))
+
+@patch
+def cut(self:Examples, start:int, stop:int)->Examples:
+    "Images `start` to `stop`."
+    return self.take(slice(start, stop))
+
+@patch
+def fitted(self:Examples, x:Tensor)->Tensor:
+    "Images of another origin, float32 (b, c, h, w), in the size of these: as they are."
+    return x
 
 def digest(ex:Examples)->str:
     "Sixteen hex digits that name the content, for configs: two folders with the same data give the same run."
@@ -142,10 +173,23 @@ def _layout(source, data_dir):
     raise FileNotFoundError(f'{source}: {data_dir} holds {_holds(Path(data_dir))}; expected {cifar}class folders train/<class>/ and test/<class>/')
 
 # %% ../nbs/01_data.ipynb #cell-20
+@contextlib.contextmanager
+def _whole_image(where):
+    "Inside: what the decoder has to complain of becomes a ValueError that names the file."
+    try: yield
+    except (OSError, SyntaxError, ValueError, EOFError) as e: raise ValueError(f'{where} is damaged ({e}); expected a whole PNG, JPEG or WebP') from e
+
+def image_of(data:bytes, where)->Image.Image:
+    "Return a file's bytes as an image that is not decoded yet. Raises ValueError, naming `where` they are from."
+    with _whole_image(where): return Image.open(io.BytesIO(data))
+
+def rgb(image:Image.Image, where)->Image.Image:
+    "Return the image decoded, in RGB: grey, CMYK and palettes are converted. Raises ValueError where it is damaged."
+    with _whole_image(where): return image.convert('RGB')
+
 def _decoded(data, where, size, source):
     "One image file's bytes as uint8 (size, size, 3). `where` names it in errors."
-    try: image = Image.open(io.BytesIO(data)).convert('RGB')
-    except (OSError, SyntaxError, ValueError, EOFError) as e: raise ValueError(f'{where} is damaged ({e}); expected a whole PNG, JPEG or WebP') from e
+    image = rgb(image_of(data, where), where)
     if image.size != (size, size):
         if source in _CIFAR: raise ValueError(f'{where} is {image.width}x{image.height} pixels; expected 32x32 for {source}')
         side = min(image.size)
@@ -421,6 +465,15 @@ def calibration_error(confidence:Tensor,  # (n,) probability given to the answer
     gap = torch.zeros(bins, dtype=torch.double, device=i.device).index_add_(0, i, correct.double() - confidence)
     return gap.abs().sum().item()/len(i)
 
+def class_score(out:Tensor, # logits, (n, classes)
+                y:Tensor,   # int64 (n,)
+               )->dict:
+    "top1, top5 (of more than 5 classes) and ece in per cent; val_loss, nats: cross-entropy of the true class, never smoothed."
+    logits, n, classes = out.float(), *out.shape
+    best = logits.topk(min(5, classes)).indices == y[:, None]
+    top = dict(top1=100*best[:, 0].sum().item()/n) | (dict(top5=100*best.sum().item()/n) if classes > 5 else {})
+    return top | dict(val_loss=F.cross_entropy(logits, y).item(), ece=100*calibration_error(logits.softmax(-1).amax(-1), best[:, 0]))
+
 # %% ../nbs/01_data.ipynb #cell-65
 @dataclass(frozen=True)
 class ImageData(Config):
@@ -457,10 +510,7 @@ class ImageData(Config):
 
     def score(self, family, out:Tensor, val:Examples)->dict:
         "top1, top5 (of more than 5 classes) and ece in per cent; val_loss, nats: cross-entropy of the true class, never smoothed."
-        logits, n = out.float(), len(val)
-        best = logits.topk(min(5, self.classes)).indices == val.y[:, None]
-        top = dict(top1=100*best[:, 0].sum().item()/n) | (dict(top5=100*best.sum().item()/n) if self.classes > 5 else {})
-        return top | dict(val_loss=F.cross_entropy(logits, val.y).item(), ece=100*calibration_error(logits.softmax(-1).amax(-1), best[:, 0]))
+        return class_score(out, val.y)
 
 # %% ../nbs/01_data.ipynb #cell-66
 def pixel_stats(x:Tensor, # uint8 (n, c, h, w)

@@ -23,7 +23,7 @@ from .data import Examples, inputs, to_bytes
 from .losses import Family
 from .runs import Config, Machine, Run, RunConfig, ensure, progress, rng, slug_of
 from .teachers import Teacher, predict
-from .transfer import Batch, Empirical, Transfer, batch_at, batch_index
+from .transfer import Batch, Batches, Empirical, Transfer, batch_index
 
 # %% ../nbs/06c_generated.ipynb #cell-5
 class ImageGenerator:
@@ -279,9 +279,9 @@ def check_share(share:float)->None:
 
 def check_fit(train:Examples, rows:dict)->None:
     "Raise ValueError unless made rows can stand beside training images: the same size and inputs, and classes that these have."
-    made = examples(rows)
-    for a, b, what in ((made.x, train.x, 'images'), (made.extra, train.extra, 'inputs beside the image')):
-        a, b = (None if t is None else tuple(t.shape[1:]) for t in (a, b))
+    x, *extra = inputs(examples(rows))
+    extra, own = (None if not len(t) or t[0] is None else tuple(t[0].shape[1:]) for t in (extra, [train.extra]))
+    for a, b, what in ((tuple(train.fitted(x).shape[1:]), train.shape, 'images'), (extra, own, 'inputs beside the image')):
         if a != b: raise ValueError(f'made {what} are {a}; those of the training set {b}')
     if 'pair' in rows and rows['pair'].max() > train.y.max():
         raise ValueError(f'a made image is of class {rows["pair"].max()}; the training set has classes 0 to {train.y.max()}')
@@ -296,14 +296,25 @@ class Joint:
     seed:int
     augment:object      # of training images, as for `batch_at`
     rows:Callable       # step -> (rows of made images, name -> tensor; their numbers in a stored set, or None)
+    parts:int = 1       # as for `batch_place`
 
     def __post_init__(self):
         if self.made: check_fit(self.train, self.rows(0)[0])
 
+    @property
+    def others(self)->Batches:
+        "The batches of training images."
+        return Batches(self.train, Empirical(), self.size - self.made, self.seed, self.augment, self.parts)
+    def where(self, step:int)->tuple:
+        "(epoch, index) of the training images of a step, as of `Batches`."
+        return self.others.where(step) if self.made < self.size else (0, torch.zeros(0, dtype=torch.int64))
+    def ahead(self, steps)->None:
+        "As of `Batches`."
+        if self.made < self.size: self.others.ahead(steps)
     def own(self, step:int)->Batch:
         "The training images of a step."
-        if self.made < self.size: return batch_at(self.train, Empirical(), self.size - self.made, self.seed, step, self.augment)
-        none = torch.zeros(0, dtype=torch.int64, device=self.train.x.device)
+        if self.made < self.size: return self.others(step)
+        none = torch.zeros(0, dtype=torch.int64, device=self.train.device)
         return Batch(inputs(self.train.take(none)), none, None)
 
     def __call__(self, step:int)->Batch:
@@ -312,7 +323,8 @@ class Joint:
         if not self.made: return own
         rows, number = self.rows(step)
         rows = {k: v.to(own.index.device, non_blocking=True) for k, v in rows.items()}
-        both = tuple(torch.cat(p) for p in zip(own.inputs, inputs(examples(rows))))
+        x, *rest = inputs(examples(rows))
+        both = tuple(torch.cat(p) for p in zip(own.inputs, (self.train.fitted(x), *rest)))
         known = {k: v for k, v in rows.items() if k != 'x'}
         return Batch(both, own.index, None, known, None if number is None else number.to(own.index.device))
 
@@ -327,11 +339,11 @@ class Online(Transfer):
     def __post_init__(self):
         super().__post_init__()
         check_share(self.share)
-    def opened(self, train:Examples, size:int, seed:int, augment, machine:Machine)->Joint:
+    def opened(self, train:Examples, size:int, seed:int, augment, machine:Machine, parts:int=1)->Joint:
         "The batches of a run."
         maker, k = self.maker.opened(machine), round(self.share*size)
         def rows(step): return {n: torch.from_numpy(v) for n, v in maker.make(seed, step*k, (step + 1)*k).items()}, None
-        return Joint(train, size, k, seed, augment, rows)
+        return Joint(train, size, k, seed, augment, rows, parts)
 
 # %% ../nbs/06c_generated.ipynb #cell-42
 @dataclass(frozen=True)
@@ -344,14 +356,15 @@ class Offline(Transfer):
     def __post_init__(self):
         super().__post_init__()
         check_share(self.share)
-    def opened(self, train:Examples, size:int, seed:int, augment, machine:Machine)->Joint:
+    def opened(self, train:Examples, size:int, seed:int, augment, machine:Machine, parts:int=1)->Joint:
         "The batches of a run. Raises ValueError where the set is cut short or damaged, or smaller than its part of a batch, too."
         stored, k = StoredSet(ensure(self.set, machine)), size - self.asked(size)
-        if k > len(stored): raise ValueError(f'a batch of {size} takes {k} images from a set of {len(stored)}; allowed: n of at least {k}')
+        if (need := k*parts) > len(stored):
+            raise ValueError(f'a batch of {size*parts} takes {need} images from a set of {len(stored)}; allowed: n of at least {need}')
         def rows(step):
-            number = batch_index(len(stored), k, seed, step, 'gan/order')
+            number = batch_index(len(stored), k, seed, step, 'gan/order', parts)
             return stored.rows(number), number
-        return Joint(train, size, k, seed, augment, rows)
+        return Joint(train, size, k, seed, augment, rows, parts)
 
     def asked(self, size:int)->int:
         "How many images of a batch are training images."

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['place_key', 'rng', 'torch_rng', 'seeded', 'Config', 'write_atomic', 'write_json', 'write_tensors', 'read_tensors',
-           'root', 'home', 'Machine', 'provenance', 'merged', 'Run', 'slug_of', 'RunConfig', 'nested_runs', 'locked',
-           'ensure', 'is_live', 'progress', 'ParameterError', 'checked']
+           'root', 'home', 'Machine', 'processes', 'by_itself', 'agreed', 'provenance', 'merged', 'Run', 'slug_of',
+           'RunConfig', 'nested_runs', 'locked', 'ensure', 'is_live', 'progress', 'ParameterError', 'checked']
 
 # %% ../nbs/00_runs.ipynb #cell-2
 import contextlib
@@ -24,6 +24,7 @@ from typing import Union, get_args, get_origin
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 from IPython import get_ipython
@@ -149,6 +150,9 @@ class Machine:
     checkpoint_s:float = 30.   # seconds between checkpoints
     compile:bool = True    # on CUDA: forward and backward of the student as CUDA graphs
     store:bool = False     # keep teachers' answers in files, for other students of the same stream
+    workers:int = -1       # processes that decode images of a folder; -1: one for each CPU core but one, 16 at most; 0: none
+    processes:int = 1      # at least so many have to work on a run together (`xcl.launch`)
+    weights:str = ''       # file of a teacher's weights, where it was trained elsewhere
 
     def __post_init__(self):
         auto = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -157,8 +161,32 @@ class Machine:
         allowed = ['auto', 'cpu', *['cuda']*(n > 0), *(f'cuda:{i}' for i in range(n))]
         if self.device not in allowed:
             raise ValueError(f'device is {self.device!r}, PyTorch sees {n or "no"} CUDA device(s); allowed here: {", ".join(allowed)}')
+        for name, low in ('workers', -1), ('processes', 1):
+            if getattr(self, name) < low: raise ValueError(f'{name} is {getattr(self, name)}; allowed: {low} or more')
 
-# %% ../nbs/00_runs.ipynb #cell-25
+# %% ../nbs/00_runs.ipynb #cell-26
+_BY_ITSELF = []      # not empty while the others wait
+
+def processes()->tuple: # (number of this one, how many)
+    "The processes that work on a run together, as `torchrun` started them; (0, 1) for one alone."
+    together = dist.is_available() and dist.is_initialized() and not _BY_ITSELF
+    return (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
+
+@contextlib.contextmanager
+def by_itself():
+    "Inside: this process works alone, while the others wait for it."
+    _BY_ITSELF.append(True)
+    try: yield
+    finally: _BY_ITSELF.pop()
+
+def agreed(value):
+    "What the first process says (JSON types), in all of them."
+    if processes()[1] == 1: return value
+    said = [value]
+    dist.broadcast_object_list(said, 0)
+    return said[0]
+
+# %% ../nbs/00_runs.ipynb #cell-27
 def _git(*args):
     "Output of one git command in the checkout; '' where there is none, as for an installed wheel."
     if not (root()/'settings.ini').exists(): return ''
@@ -168,18 +196,19 @@ def _git(*args):
 def provenance(device:str='cpu')->dict:
     "Commit, whether the code differs from it (`dirty`), versions, device and threads of this process."
     name = torch.cuda.get_device_name(device) if device.startswith('cuda') else platform.machine()
+    if (many := processes()[1]) > 1: name += f' x {many} processes'
     return dict(commit=_git('rev-parse', '--short=12', 'HEAD') or 'none', dirty=bool(_git('status', '--porcelain', '--', 'xcl', 'settings.ini')),
                 xcl=xcl.__version__, python=platform.python_version(), torch=torch.__version__, numpy=np.__version__,
                 device=f'{device} ({name})', threads=torch.get_num_threads())
 
-# %% ../nbs/00_runs.ipynb #cell-26
+# %% ../nbs/00_runs.ipynb #cell-28
 def merged(before:dict|None, now:dict|None)->dict|None:
     "Provenance of a run that several processes worked on: what they do not share is listed, joined by ' + '."
     if before is None or now is None: return before or now
     def both(a, b): return a or b if isinstance(a, bool) else a if str(b) in str(a).split(' + ') else f'{a} + {b}'
     return {k: both(before[k], now[k]) for k in now}
 
-# %% ../nbs/00_runs.ipynb #cell-30
+# %% ../nbs/00_runs.ipynb #cell-32
 class Run:
     "One run's folder. `make` methods of configs write through it; tables read from it."
     def __init__(self, cfg, machine:Machine=None):
@@ -201,13 +230,14 @@ class Run:
     def provenance(self)->dict: return self._json('provenance.json')
     def tensors(self, name:str='weights')->dict: return read_tensors(self.folder/f'{name}.safetensors')
 
-# %% ../nbs/00_runs.ipynb #cell-32
+# %% ../nbs/00_runs.ipynb #cell-34
 @patch
 def save_checkpoint(self:Run,
                     tensors:dict,  # name -> tensor: weights, optimiser state
                     state:dict,    # JSON types: position, curve so far
                    )->None:
-    "Replace the checkpoint, in one step."
+    "Replace the checkpoint, in one step. Of several processes the first one writes."
+    if processes()[0]: return
     text = json.dumps(dict(state, cpu_s=self.cpu_s, made_by=self._made_by)).encode()
     write_tensors(self.folder/'checkpoint.safetensors', {**tensors, '_state': torch.frombuffer(bytearray(text), dtype=torch.uint8)})
 
@@ -227,27 +257,29 @@ def cpu_s(self:Run)->float:
     "Processor seconds spent on this run, interrupted attempts included up to their last checkpoint."
     return round(self._spent + time.process_time() - self._since, 1)
 
-# %% ../nbs/00_runs.ipynb #cell-33
+# %% ../nbs/00_runs.ipynb #cell-35
 @patch
 def finish(self:Run,
            result:dict,    # final metrics, JSON types
            curve:list,     # one dict per epoch
            **files,        # name -> dict of tensors, e.g. weights=model.state_dict()
           )->None:
-    "Write everything, the result last, and drop the checkpoint."
+    "Write everything, the result last, and drop the checkpoint. Of several processes the first one writes."
+    if processes()[0]: return
     for name, tensors in files.items(): write_tensors(self.folder/f'{name}.safetensors', tensors)
     write_json(self.folder/'curve.json', curve)
     write_json(self.folder/'provenance.json', dict(self._made_by, cpu_s=self.cpu_s))
     write_json(self.folder/'result.json', result)
     (self.folder/'checkpoint.safetensors').unlink(missing_ok=True)
 
-# %% ../nbs/00_runs.ipynb #cell-35
+# %% ../nbs/00_runs.ipynb #cell-37
 def slug_of(*words)->str:
     "Words as a part of a folder's name: lower case, and '-' for all that is no letter, digit or dot."
     return re.sub('[^a-z0-9.]+', '-', ' '.join(map(str, words)).lower())
 
 class RunConfig(Config):
     "A config that names a run. Subclasses say how it is made."
+    together = False       # True: all processes make it together; else the first makes it while the others wait
     @property
     def slug(self)->str: return type(self).__name__.lower()
     def make(self, run:Run)->None:
@@ -260,7 +292,7 @@ def nested_runs(v)->list:
     if isinstance(v, RunConfig): return [v]
     return [r for f in fields(v) for r in nested_runs(getattr(v, f.name))] if isinstance(v, Config) else []
 
-# %% ../nbs/00_runs.ipynb #cell-36
+# %% ../nbs/00_runs.ipynb #cell-38
 @contextlib.contextmanager
 def locked(run:Run):
     "Inside: no other process works on this run. Says so when it has to wait."
@@ -277,26 +309,29 @@ def locked(run:Run):
         yield
     finally: lock.release()
 
-# %% ../nbs/00_runs.ipynb #cell-37
+# %% ../nbs/00_runs.ipynb #cell-39
 def ensure(cfg:RunConfig,         # what is wanted
            machine:Machine=None,  # where to make it
           )->Run:                 # finished
     "The finished run of `cfg`: found, resumed or made; the runs inside its config first."
     run = Run(cfg, machine)
-    if run.done:
-        (run.folder/'checkpoint.safetensors').unlink(missing_ok=True)   # of a process killed between its last two instructions
+    first = processes()[0] == 0
+    if agreed(run.done):
+        if first: (run.folder/'checkpoint.safetensors').unlink(missing_ok=True)   # of a process killed between its last two instructions
         return run
     for f in fields(cfg):
         for parent in nested_runs(getattr(cfg, f.name)): ensure(parent, machine)
-    with locked(run):
-        if run.done: return run      # another process finished it while this one waited
-        write_json(run.folder/'config.json', cfg.plain())
+    with locked(run) if first else contextlib.nullcontext():
+        if agreed(run.done): return run      # another process finished it while this one waited
+        if first: write_json(run.folder/'config.json', cfg.plain())
         run._made_by, run._since = provenance(run.machine.device), time.process_time()
-        cfg.make(run)
-    if not run.done: raise RuntimeError(f'{cfg.slug}: make() ended without run.finish(...)')
+        if cfg.together: cfg.make(run)
+        elif first:
+            with by_itself(): cfg.make(run)
+    if not agreed(run.done): raise RuntimeError(f'{cfg.slug}: make() ended without run.finish(...)')
     return run
 
-# %% ../nbs/00_runs.ipynb #cell-46
+# %% ../nbs/00_runs.ipynb #cell-48
 def is_live()->bool:
     "True where a person's Jupyter front end is attached; False under papermill, nbconvert, nbdev_test and in scripts."
     kernel = getattr(get_ipython(), 'kernel', None)
@@ -312,7 +347,7 @@ def progress(total:int,      # steps in all
     return tqdm(total=total, initial=done, desc=desc, unit=unit, leave=False, dynamic_ncols=True,
                 disable=not (show and (is_live() or (get_ipython() is None and sys.stderr.isatty()))))
 
-# %% ../nbs/00_runs.ipynb #cell-49
+# %% ../nbs/00_runs.ipynb #cell-51
 class ParameterError(ValueError):
     "A notebook was given a parameter that it does not have, or a value that is not allowed."
 
@@ -332,7 +367,7 @@ def _fits(value, kind):
     if type(value) not in kinds: raise TypeError(' or '.join('None' if k is type(None) else k.__name__ for k in kinds))
     return value
 
-# %% ../nbs/00_runs.ipynb #cell-50
+# %% ../nbs/00_runs.ipynb #cell-52
 def _allowed(name, value, rule):
     "ParameterError unless `value` is one of a tuple of choices, or within `slice(low, high)`, both ends included."
     if value is None or rule is None: return
@@ -340,7 +375,7 @@ def _allowed(name, value, rule):
         if not rule.start <= value <= rule.stop: raise ParameterError(f'{name} is {value!r}; allowed: {rule.start} to {rule.stop}')
     elif value not in rule: raise ParameterError(f'{name} is {value!r}; allowed: {", ".join(map(repr, rule))}')
 
-# %% ../nbs/00_runs.ipynb #cell-51
+# %% ../nbs/00_runs.ipynb #cell-53
 def checked(ns:dict,       # the notebook's `globals()`, straight after its parameters cell
             presets:dict,  # preset -> {parameter: value}, for parameters left at None
             **rules,       # parameter -> tuple of choices, or slice(low, high), both ends included

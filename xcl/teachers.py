@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from .data import Examples, inputs
+from .data import Examples
 
 # %% ../nbs/05_teachers.ipynb #cell-5
 def fold(model:nn.Module, # whose blocks may carry `fold_pairs`: ((conv, bn), ...) by attribute name
@@ -35,12 +35,12 @@ def fast_layout(model:nn.Module)->nn.Module:
 # %% ../nbs/05_teachers.ipynb #cell-8
 @torch.no_grad()
 def predict(f:Callable,       # called with (x,) or (x, extra), on the examples' device
-            ex:Examples,      # n examples
+            ex:Examples,      # n examples, or the set of a folder
             batch:int=0,      # examples at a time; 0: 32 on a CPU, whose caches larger ones overflow, and 4096 elsewhere
            )->Tensor:         # (n, k) float32
     "Outputs of `f` for all examples, in order."
-    batch = batch or (32 if ex.x.device.type == 'cpu' else 4096)
-    return torch.cat([f(*inputs(ex.take(slice(i, i + batch)))).float() for i in range(0, len(ex), batch)])
+    batch = batch or (32 if ex.device.type == 'cpu' else 4096)
+    return torch.cat([f(*x).float() for x in ex.batches(batch)])
 
 # %% ../nbs/05_teachers.ipynb #cell-14
 class Teacher:

@@ -5,18 +5,22 @@
 # %% auto #0
 __all__ = ['TARGETS', 'METHODS', 'OPTIMISERS', 'GAZE_STUDENT', 'GAZE_TEACHER', 'NETS', 'RESNET', 'PYRAMID', 'BINARY',
            'IMAGE_RECIPES', 'TEACHERS', 'Method', 'Recipe', 'Train', 'build', 'trained', 'stream_of', 'kept_shape',
-           'ask_of', 'target_of', 'pack_state', 'unpack_state', 'NotFinite', 'check_finite', 'Loop', 'target_entropy',
-           'drive', 'fit', 'gaze_teachers', 'gaze_students', 'added_set', 'image_row', 'image_run', 'image_teachers',
-           'gan_rows']
+           'ask_of', 'target_of', 'pack_state', 'unpack_state', 'NotFinite', 'check_finite', 'RunningStats',
+           'check_shares', 'forward_of', 'summed', 'Loop', 'target_entropy', 'drive', 'fit', 'gaze_teachers',
+           'gaze_students', 'added_set', 'image_row', 'image_run', 'image_teachers', 'gan_rows']
 
 # %% ../nbs/07_train.ipynb #cell-2
+import contextlib
+import math
 import re
 import time
 from dataclasses import dataclass, replace
 
 import torch
+import torch.distributed as dist
 from fastcore.basics import patch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from .answers import AnswerFile, Answers, Stream, weights_digest
 from .data import Examples
@@ -25,7 +29,7 @@ from .losses import Categorical, Gaussian, Point
 from .models.binary import BINARY_NETS
 from .models.cifar import CIFAR_NETS
 from .models.gaze import GAZE_NETS
-from .runs import Config, Machine, Run, RunConfig, ensure, progress, seeded, slug_of
+from .runs import Config, Machine, Run, RunConfig, ensure, processes, progress, seeded, slug_of
 from .teachers import Teacher, fast_layout, fold, predict
 from .transfer import Batch, Coin, CutMix, Empirical, MixUp, Transfer
 
@@ -53,25 +57,38 @@ METHODS = {m.name: m for m in (
 # %% ../nbs/07_train.ipynb #cell-9
 @dataclass(frozen=True)
 class Recipe(Config):
-    "Optimiser and schedule (paper, A.1 to A.4)."
+    "Optimiser and schedule (paper, A.1 to A.5)."
     optimiser:str            # 'adam' or 'sgd' (Nesterov)
-    lr:float                 # at the start
+    lr:float                 # the highest, at the start or after the warm-up
     batch:int                # examples per step
     epochs:int
     milestones:tuple = ()    # epochs after which lr is multiplied by gamma; fractions allowed
     gamma:float = .1
     momentum:float = .9      # Adam's beta1
     weight_decay:float = 0.  # L2, added to the gradient
+    schedule:str = 'steps'   # 'steps' (milestones) or 'cosine' to zero
+    warmup:float = 0.        # epochs in which lr climbs in a straight line from `warmup_lr`
+    warmup_lr:float = 0.
+    part:int = 0             # examples that are mixed, and normalised by BatchNorm, together; 0: the whole batch
 
     def __post_init__(self):
         super().__post_init__()
+        if self.schedule not in ('steps', 'cosine'): raise ValueError(f'schedule is {self.schedule!r}; allowed: steps, cosine')
+        if self.part < 0 or (self.part and self.batch % self.part):
+            raise ValueError(f'part is {self.part}; allowed: divisors of the batch, {self.batch}, or 0 (all of it)')
         object.__setattr__(self, 'milestones', tuple(float(m) for m in self.milestones))   # 30 and 30. are one recipe
         if self.optimiser not in OPTIMISERS: raise ValueError(f'optimiser is {self.optimiser!r}; allowed: {", ".join(OPTIMISERS)}')
 
     def scaled(self, budget:float)->'Recipe':
         "This recipe at a fraction of its epochs (at least one), the schedule scaled along."
         epochs = max(1, round(self.epochs*budget))
-        return replace(self, epochs=epochs, milestones=tuple(m*epochs/self.epochs for m in self.milestones))
+        share = epochs/self.epochs
+        return replace(self, epochs=epochs, milestones=tuple(m*share for m in self.milestones), warmup=self.warmup*share)
+
+    @property
+    def parts(self)->int:
+        "How many parts a batch is made in."
+        return self.batch//(self.part or self.batch)
 
     def steps(self, n:int)->int:
         "How many steps it takes on n examples; what is left of an epoch and makes no batch is left out."
@@ -79,6 +96,9 @@ class Recipe(Config):
 
     def lr_at(self, step:int, per_epoch:int)->float:
         "Learning rate of one step, `per_epoch` steps to an epoch."
+        before, total = self.warmup*per_epoch, self.epochs*per_epoch
+        if step < before: return self.warmup_lr + (self.lr - self.warmup_lr)*step/before
+        if self.schedule == 'cosine': return self.lr*(1 + math.cos(math.pi*(step - before)/(total - before)))/2
         return self.lr*self.gamma**sum(step >= m*per_epoch for m in self.milestones)
 
 # %% ../nbs/07_train.ipynb #cell-10
@@ -101,7 +121,7 @@ class Train(RunConfig):
     method:Method
     recipe:Recipe
     seed:int              # of initial weights, order and mixing
-    teachers:tuple = ()   # of Train: the members of the ensemble
+    teachers:tuple = ()   # of Train, or `Pretrained` (xcl.pretrained): the members of the ensemble
     precision:str = 'fp32'  # 'bf16': autocast of the network in training
     shape:tuple = ()        # of the network: (('width', 16), ...)
     answers:str = 'exact'   # 'half': the teachers' answers are rounded to half precision, stored or not
@@ -118,12 +138,15 @@ class Train(RunConfig):
         if (self.method.target == 'teacher') != bool(self.teachers):
             raise ValueError(f'{self.method.name} answers to {self.method.target}, but {len(self.teachers)} teachers are given')
         for t in self.teachers:      # a teacher on another split may have seen the student's held-out people
-            if (t.data, type(t.family), t.family.n_out) != (self.data, type(self.family), self.family.n_out):
+            if not isinstance(t, Train):
+                if t.classes != self.family.n_out: raise ValueError(f'teacher {t.slug} has {t.classes} classes; the student {self.family.n_out}')
+            elif (t.data, type(t.family), t.family.n_out) != (self.data, type(self.family), self.family.n_out):
                 raise ValueError(f'teacher {t.slug} has other data or another family than its student')
 
     @property
     def slug(self)->str:
         return slug_of(self.net, *(f'{k}{v:g}' for k, v in self.shape), self.family.label, self.method.name, f'seed{self.seed}')
+    together = True
     def make(self, run:Run)->None: fit(self, run)
     def network(self, machine:Machine)->nn.Module:
         "The trained network, eval mode, on the CPU; trained first where it is not."
@@ -144,7 +167,8 @@ def trained(run:Run)->nn.Module:
 # %% ../nbs/07_train.ipynb #cell-17
 def stream_of(cfg:Train)->Stream:
     "What a student's teachers are asked, and how: students of equal streams can share a store."
-    return Stream(cfg.teachers, cfg.family.keeper, cfg.data, cfg.method.transfer, cfg.recipe.batch, cfg.seed, cfg.answers, cfg.teacher_precision)
+    r = cfg.recipe
+    return Stream(cfg.teachers, cfg.family.keeper, cfg.data, cfg.method.transfer, r.batch, cfg.seed, cfg.answers, cfg.teacher_precision, r.part)
 
 def kept_shape(cfg:Train)->tuple:
     "Shape of what is kept of the answers to one image."
@@ -170,8 +194,7 @@ def target_of(cfg:Train,         # of the student
              ):
     "A function (batch, step) -> target: the method's second column. Raises, before training, where a store cannot be used."
     if cfg.method.target == 'labels':
-        table = cfg.family.from_labels(train.y)
-        return lambda batch, step: torch.cat([batch.rows(table), *made_labels(batch, cfg.family)])
+        return lambda batch, step: torch.cat([batch.mixed(cfg.family.from_labels(train.y[batch.index])), *made_labels(batch, cfg.family)])
     members = [t.network(machine) for t in cfg.teachers]
     ask = ask_of(cfg, members, train, machine, first, steps)
     before = cfg.method.transfer.asked_before(cfg.teachers, cfg.family.keeper, cfg.teacher_precision)
@@ -203,7 +226,7 @@ class NotFinite(RuntimeError):
 
 def check_finite(losses:Tensor,  # of consecutive steps, (k,)
                  first:int,      # step of losses[0]
-                 batch,          # step -> Batch
+                 batch,          # step -> what has the examples' `index`
                 )->None:
     "Raises NotFinite naming the first bad step and its examples."
     bad = (~losses.isfinite()).nonzero()
@@ -213,6 +236,50 @@ def check_finite(losses:Tensor,  # of consecutive steps, (k,)
                     'Nothing of this step was saved.')
 
 # %% ../nbs/07_train.ipynb #cell-24
+class RunningStats:
+    "The running mean and variance of a network's BatchNorms, moved once a step by the mean over its parts."
+    def __init__(self, net:nn.Module):
+        norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self.stats = [t for m in norms for t in (m.running_mean, m.running_var)]
+        self.counts = [m.num_batches_tracked for m in norms]
+
+    def begin(self)->None:
+        "Before the first part."
+        self.before, self.sums = [t.clone() for t in self.stats], [torch.zeros_like(t) for t in self.stats]
+        self.counted = [t.clone() for t in self.counts]
+    def take(self)->None:
+        "After each part: note what it made of the statistics, and put them back."
+        for total, t, old in zip(self.sums, self.stats, self.before): total += t; t.copy_(old)
+    def end(self, totals:list, parts:int)->None:
+        "After the last; `totals` are the sums over all processes."
+        for t, total in zip(self.stats, totals): t.copy_(total/parts)
+        for t, before in zip(self.counts, self.counted): t.copy_(before + parts)
+
+def check_shares(loop)->None:
+    "Raise ValueError unless the processes can share a step's parts evenly, and nothing else keeps them apart."
+    many, parts, batch = loop.world, loop.parts, loop.cfg.recipe.batch
+    if many < loop.run.machine.processes:
+        raise ValueError(f'{many} of at least {loop.run.machine.processes} processes were started: start them with torchrun (xcl.launch)')
+    if parts % many:
+        raise ValueError(f'{many} processes cannot share the {parts} parts of a batch of {batch} evenly; allowed: a number of processes that divides '
+                         f'{parts}, or a recipe whose `part` divides {batch} otherwise')
+    if many > 1 and loop.run.machine.store: raise ValueError(f"{many} processes cannot write one store of answers; allowed: store = 'off'")
+
+def forward_of(loop)->nn.Module:
+    "The network as a step calls it: compiled on CUDA where the machine says so, and with gradients shared among processes."
+    compiled, single = loop.device.startswith('cuda') and loop.run.machine.compile, loop.world == 1
+    mode = 'reduce-overhead' if single and loop.parts == 1 else 'default'         # a CUDA graph would be replayed over the sums of other parts
+    net = torch.compile(loop.net, mode=mode) if compiled else loop.net
+    return net if single else DistributedDataParallel(net, broadcast_buffers=False)
+
+def summed(*tensors)->list: # of tensors
+    "The tensors, summed over all processes; one message for all of them."
+    if processes()[1] == 1 or not tensors: return list(tensors)
+    flat = torch.cat([t.flatten() for t in tensors])
+    dist.all_reduce(flat)
+    return [part.view_as(t) for part, t in zip(flat.split([t.numel() for t in tensors]), tensors)]
+
+# %% ../nbs/07_train.ipynb #cell-26
 class Loop:
     "The state of one training run, fresh or from its checkpoint."
     def __init__(self, cfg:Train, run:Run):
@@ -222,50 +289,79 @@ class Loop:
         self.opt = OPTIMISERS[cfg.recipe.optimiser](self.net.parameters(), cfg.recipe)
         self.per_epoch = len(self.train)//cfg.recipe.batch
         self.steps, self.step, self.curve = cfg.recipe.steps(len(self.train)), 0, []
-        self.batch = cfg.method.transfer.opened(self.train, cfg.recipe.batch, cfg.seed, cfg.data.augment, run.machine)   # step -> Batch
+        (self.rank, self.world), self.parts = processes(), cfg.recipe.parts
+        check_shares(self)
+        self.batch = cfg.method.transfer.opened(self.train, cfg.recipe.batch//self.parts, cfg.seed, cfg.data.augment, run.machine, self.parts)
         first = self.batch(0)              # a batch larger than the set is refused here
-        self.target_of = target_of(cfg, self.train, run.machine, first, self.steps)
+        self.target_of = target_of(cfg, self.train, run.machine, first, self.steps*self.parts)
         self.track = torch.full((2, self.per_epoch), -1., device=self.device)
         self.losses, self.entropies = self.track   # of this epoch's steps: nats; mean normalised entropy of the targets
         if found := run.load_checkpoint():
             unpack_state(found[0], self.net, self.opt, self.track)
             self.step, self.curve = found[1]['step'], found[1]['curve']
         self.saved_at, self.seen = time.monotonic(), None    # seen: `validate` after the last epoch
-        self.forward = torch.compile(self.net, mode='reduce-overhead') if self.device.startswith('cuda') and run.machine.compile else self.net
+        self.forward, self.norms = forward_of(self), RunningStats(self.net) if self.parts > 1 else None
+        self.batch.ahead(k for step in range(self.step, self.steps) for k in self.own(step))
+
+    def own(self, step:int)->range:
+        "The numbers of the parts of a step that this process works on; parts are counted over all steps."
+        return range(step*self.parts + self.rank, (step + 1)*self.parts, self.world)
 
     def loss(self, out:Tensor, target:Tensor)->Tensor:
         "Of a step, scalar, nats: against labels or against a teacher's answer."
         return {'labels': self.cfg.family.nll, 'teacher': self.cfg.family.kl}[self.cfg.method.target](out, target)
 
-# %% ../nbs/07_train.ipynb #cell-25
+# %% ../nbs/07_train.ipynb #cell-27
+@patch
+def part_step(self:Loop, k:int)->list: # [loss, mean uncertainty of the target, or -1 where the family has none]
+    "Add the gradient of part `k` to that of the step."
+    batch = self.batch(k)
+    with torch.autocast(self.device.split(':')[0], torch.bfloat16, enabled=self.cfg.precision == 'bf16'):
+        out = self.forward(*batch.inputs)
+    target = self.target_of(batch, k)     # outside autocast, as the loss is: `precision` is the student's
+    loss, h = self.loss(out.float(), target), self.cfg.family.uncertainty(target)
+    (loss if self.parts == 1 else loss*self.world/self.parts).backward()      # gradients of processes are averaged, not summed
+    return [loss.detach().float(), torch.tensor(-1., device=self.device) if h is None else h.float()]
+
 @patch
 def train_step(self:Loop)->None:
     "One step of the optimiser. Raises NotFinite, on a CPU before the weights move."
-    batch, i = self.batch(self.step), self.step % self.per_epoch
-    with torch.autocast(self.device.split(':')[0], torch.bfloat16, enabled=self.cfg.precision == 'bf16'):
-        out = self.forward(*batch.inputs)
-    target = self.target_of(batch, self.step)     # outside autocast, as the loss is: `precision` is the student's
-    loss = self.loss(out.float(), target)
-    self.losses[i] = loss.detach()
-    if (h := self.cfg.family.uncertainty(target)) is not None: self.entropies[i] = h
-    if self.device == 'cpu': check_finite(self.losses[i:i + 1], self.step, self.batch)
+    i, own, told = self.step % self.per_epoch, self.own(self.step), []
     self.opt.zero_grad()
-    loss.backward()
+    if self.norms: self.norms.begin()
+    for k in own:
+        hold = self.world > 1 and k != own[-1]          # gradients are exchanged once a step
+        with self.forward.no_sync() if hold else contextlib.nullcontext(): told.append(self.part_step(k))
+        if self.norms: self.norms.take()
+    sums = summed(torch.stack([torch.stack(t) for t in told]).sum(0), *(self.norms.sums if self.norms else ()))
+    self.track[:, i] = sums[0]/self.parts
+    if self.device == 'cpu': check_finite(self.losses[i:i + 1], self.step, self.examples)
+    if self.norms: self.norms.end(sums[1:], self.parts)
     for group in self.opt.param_groups: group['lr'] = self.cfg.recipe.lr_at(self.step, self.per_epoch)
     self.opt.step()
     self.step += 1
 
-# %% ../nbs/07_train.ipynb #cell-27
+@patch
+def examples(self:Loop, step:int)->Batch:
+    "The training examples of a step, none of which is looked at."
+    return Batch((), torch.cat([self.batch.where(k)[1] for k in range(step*self.parts, (step + 1)*self.parts)]), None)
+
+# %% ../nbs/07_train.ipynb #cell-29
 @patch
 def validate(self:Loop)->tuple: # (out (n, k), score)
     "Outputs on the validation set, and their score."
-    out = predict(fold(self.net), self.val)
+    n, rank, world = len(self.val), self.rank, self.world
+    share = -(-n//(32*world))*32                   # a multiple of `predict`'s batch, so that each image has the company it always has
+    start, stop = min(n, rank*share), min(n, (rank + 1)*share)
+    out = torch.zeros(n, self.cfg.family.n_out, device=self.device)
+    if start < stop: out[start:stop] = predict(fold(self.net), self.val.cut(start, stop))
+    out, = summed(out)
     return out, self.cfg.data.score(self.cfg.family, out, self.val)
 
 @patch
 def end_epoch(self:Loop)->dict:
     "Append a row to the curve, and return it."
-    check_finite(self.losses, self.step - self.per_epoch, self.batch)
+    check_finite(self.losses, self.step - self.per_epoch, self.examples)
     epoch = self.step//self.per_epoch
     row = dict(epoch=epoch, lr=self.cfg.recipe.lr_at(self.step - 1, self.per_epoch), loss=self.losses.double().mean().item())
     if (self.entropies >= 0).all(): row['target_entropy'] = self.entropies.double().mean().item()
@@ -277,18 +373,18 @@ def end_epoch(self:Loop)->dict:
 def save(self:Loop)->None:
     "Write the checkpoint."
     done = self.step % self.per_epoch
-    check_finite(self.losses[:done], self.step - done, self.batch)
+    check_finite(self.losses[:done], self.step - done, self.examples)
     self.run.save_checkpoint(pack_state(self.net, self.opt, self.track), dict(step=self.step, curve=self.curve))
     self.saved_at = time.monotonic()
 
-# %% ../nbs/07_train.ipynb #cell-29
+# %% ../nbs/07_train.ipynb #cell-31
 def target_entropy(curve:list, # of a run
                   )->dict:     # {'target_entropy': a fraction}, or {} where a family has no such number
     "The mean normalised entropy of all targets of a run."
     h = [row['target_entropy'] for row in curve if 'target_entropy' in row]
     return dict(target_entropy=sum(h)/len(h)) if h else {}
 
-# %% ../nbs/07_train.ipynb #cell-30
+# %% ../nbs/07_train.ipynb #cell-32
 def drive(loop,         # has step, train_step(), save(), saved_at and run
           steps:int,    # where it ends
           ended,        # called after each step; numbers to show beside the bar, or None
@@ -313,7 +409,7 @@ def fit(cfg:Train,  # what to train
     if loop.forward is not loop.net: torch.compiler.reset()     # else the next run of this process would record its graphs beside these
     run.finish(result, loop.curve, weights=loop.net.state_dict(), predictions={k: v for k, v in seen.items() if v is not None})
 
-# %% ../nbs/07_train.ipynb #cell-37
+# %% ../nbs/07_train.ipynb #cell-39
 def gaze_teachers(data:Config,   # EyeData
                   seed:int,      # of the table's row; member m trains with seed 1000*seed + m
                   budget:float,  # fraction of the recipe's epochs
@@ -338,7 +434,7 @@ def gaze_students(data:Config,     # EyeData, the same as the teachers'
     return {name: Train('lenet', family, data, m, GAZE_STUDENT.scaled(budget), seed,
                         teachers if m.target == 'teacher' else (), precision) for name, (m, family) in rows.items()}
 
-# %% ../nbs/07_train.ipynb #cell-39
+# %% ../nbs/07_train.ipynb #cell-41
 def added_set(maker:Config,    # of made rows with gaze and head pose
               n:int,           # made images
               originals:int,   # training images that they are added to
@@ -347,13 +443,13 @@ def added_set(maker:Config,    # of made rows with gaze and head pose
     "A stored set beside the training images, each image as likely as any other."
     return Offline(GeneratedSet(maker, n, seed), n/(n + originals))
 
-# %% ../nbs/07_train.ipynb #cell-43
+# %% ../nbs/07_train.ipynb #cell-45
 RESNET = Recipe('sgd', .1, 128, 400, (120, 240, 320), gamma=.2, weight_decay=5e-4)   # A.2
 PYRAMID = Recipe('sgd', .25, 64, 300, (150, 225), weight_decay=1e-4)                 # A.3
 BINARY = Recipe('adam', 2e-4, 128, 350, (150, 250))                                  # A.4; binary weights, their real ones trained
 IMAGE_RECIPES = {'resnet18': RESNET, 'pyramidnet': PYRAMID, 'binary_resnet18': BINARY}
 
-# %% ../nbs/07_train.ipynb #cell-44
+# %% ../nbs/07_train.ipynb #cell-46
 def image_row(name:str,        # e.g. 'ERM', 'LS 0.1', 'CutMix', 'KD', 'KD T=5', 'XCL-Mix T=1.5', or a key of `generated`
               classes:int,
               temper:str='members',   # how an ensemble is tempered: 'members' or 'mean'
@@ -373,7 +469,7 @@ def image_row(name:str,        # e.g. 'ERM', 'LS 0.1', 'CutMix', 'KD', 'KD T=5',
     T = float(found[2] or 1)
     return method, Categorical(classes, T, temper, scale_t2 and T != 1)      # at T = 1 there is nothing to scale
 
-# %% ../nbs/07_train.ipynb #cell-45
+# %% ../nbs/07_train.ipynb #cell-47
 TEACHERS = {'ResNet-18': ('resnet18', 'ERM'), '+ LS 0.1': ('resnet18', 'LS 0.1'), '+ MixUp': ('resnet18', 'MixUp'),
             '+ CutMix': ('resnet18', 'CutMix'), 'PyramidNet + CutMix': ('pyramidnet', 'CutMix')}   # Table 2: network, row
 
@@ -407,7 +503,7 @@ def image_teachers(kind:str,   # a key of TEACHERS
     net, row = TEACHERS[kind]
     return tuple(image_run(row, data, 1000*seed + m, budget, shapes, net=net, **kw) for m in range(1, members + 1))
 
-# %% ../nbs/07_train.ipynb #cell-49
+# %% ../nbs/07_train.ipynb #cell-51
 def gan_rows(generator:Config,   # has .opened_generator(machine)
              n:int,              # images of the stored set
              seed:int,           # of the stored set; the online row paints from its run's seed
