@@ -188,13 +188,15 @@ def crop_box(u:np.ndarray,      # uniform numbers, of `PhotoAugment.draw`
 
 def trained_on(path:Path, size:int, augment:PhotoAugment, u:np.ndarray)->np.ndarray: # uint8 (size, size, 3)
     "Return the part of a file that the numbers `u` say, scaled and mirrored. Raises ValueError where the file is damaged."
+    from torchvision.transforms.v2.functional import resized_crop  # here, since it takes a second to import
     image = image_of(path.read_bytes(), path)
     w, h = image.size
     left, top, cw, ch = crop_box(u, w, h, augment.scale, augment.ratio)
     image.draft('RGB', (math.ceil(w*size/cw), math.ceil(h*size/ch)))      # at least as many pixels as are asked for
     kx, ky = image.width/w, image.height/h
-    image = rgb(image, path).resize((size, size), Image.Resampling.BILINEAR, (kx*left, ky*top, kx*(left + cw), ky*(top + ch)))
-    return np.asarray(image)[:, ::-1] if augment.flip and u[2*_TRIES + 2] < .5 else np.asarray(image)
+    x = torch.from_numpy(np.array(rgb(image, path))).permute(2, 0, 1)
+    x = resized_crop(x, int(ky*top), int(kx*left), math.ceil(ky*ch), math.ceil(kx*cw), [size, size], antialias=True).permute(1, 2, 0).numpy()
+    return x[:, ::-1] if augment.flip and u[2*_TRIES + 2] < .5 else x
 
 # %% ../nbs/01b_folders.ipynb #cell-27
 GREY = .299, .587, .114         # of red, green, blue (ITU-R 601)
