@@ -33,32 +33,36 @@ def _cross(arm=.3):
     a, b = np.array([arm, 1])/np.hypot(arm, 1)
     return np.array([(b, a), (a, a), (a, b), (-a, b), (-a, a), (-b, a), (-b, -a), (-a, -a), (-a, -b), (a, -b), (a, -a), (b, -a)])
 
-_SHAPES = dict(disc=[_regular(48)], ring=[_regular(48), _regular(48, .55)], square=[_regular(4)], triangle=[_regular(3)], star=[_star()],
-               cross=[_cross()])   # the second polygon is a hole
+_SHAPES = dict(disc=[_regular(48)], ring=[_regular(48), _regular(48, .55)], square=[_regular(4, start=np.pi/4)], triangle=[_regular(3)],
+               star=[_star()], cross=[_cross()])   # the second polygon is a hole
 CLASSES = tuple(sorted(f'{shape}-{surface}' for shape in _SHAPES for surface in ('plain', 'striped')))
 
 # %% ../nbs/01c_drawn.ipynb #cell-9
+def _bright(c):
+    "Colours (..., 3) as bright as their hue allows."
+    return c/c.max(-1, keepdims=True)
+
 def _colours(g):
-    "Four colours (4, 3) in [0, 1]: two of the background, alike, and two of the object, which stand out."
+    "Four colours (4, 3) in [0, 1]: two of the background, dull, and two of the object, bright and unlike each other."
     c = g.random((64, 3))
-    ground = np.stack([c[0], c[0] + .45*(c[1] - c[0])])
-    def far(from_, d): return np.linalg.norm(c[:, None] - from_, axis=-1).min(1) > d
-    first = c[np.argmax(far(ground, .4))]
-    return np.stack([*ground, first, c[np.argmax(far(ground, .4) & far(first[None], .4))]])
+    ground, bright = .15 + .35*c[:2], _bright(c[2:])
+    unlike = np.linalg.norm(bright - bright[0], axis=1) > .45
+    return np.stack([*ground, bright[0], bright[unlike.argmax()]])
 
 def _strokes(g, n):
     "`n` distractors: lines and blobs, each with place, extent, angle, number of corners (2: a line) and colour."
     corners = g.integers(2, 7, n)*(g.random(n) < .6)
     return [SimpleNamespace(at=g.uniform(-.75, .75, 2), radius=g.uniform(.04, .1) if k > 2 else g.uniform(.1, .45), angle=g.uniform(0, 2*np.pi),
-                            width=g.uniform(.008, .025), corners=max(k, 2), colour=g.random(3)) for k in corners]
+                            width=g.uniform(.008, .025), corners=max(k, 2), colour=_bright(g.random(3))) for k in corners]
 
 # %% ../nbs/01c_drawn.ipynb #cell-10
 def _scene(g, clutter):
     "All that is random about one image. Lengths are in units of the short side, places from the middle."
     long, aspect, diameter = g.integers(96, 177), g.uniform(3/4, 4/3), g.uniform(.3, .7)
     size = (long, round(long/aspect)) if aspect > 1 else (round(long*aspect), long)
-    s = SimpleNamespace(size=tuple(map(int, size)), radius=diameter/2, at=g.uniform(-1, 1, 2)*(1 - diameter)/2, angle=g.uniform(0, 2*np.pi),
-                        squash=g.uniform(.75, 1), period=diameter*g.uniform(.22, .36), stripe=g.uniform(0, 2*np.pi, 2), colours=_colours(g))
+    s = SimpleNamespace(size=tuple(map(int, size)), radius=diameter/2, at=g.uniform(-1, 1, 2)*(1 - diameter)/2)
+    s.angle, s.squash = g.uniform(-np.pi/6, np.pi/6) - np.pi/2, g.uniform(.75, 1)
+    s.period, s.stripe, s.colours = diameter*g.uniform(.22, .36), g.uniform(0, 2*np.pi, 2), _colours(g)
     s.ground, s.wave, s.grid = g.choice(['ramp', 'clouds', 'waves']), g.uniform([0, 0, .1], [2*np.pi, 2*np.pi, .4]), g.random((6, 6))
     s.light, s.slope, s.tint = g.uniform(0, 2*np.pi), g.uniform(0, .5), g.uniform(.8, 1.1)*g.uniform(.92, 1.08, 3)
     s.behind, s.before = (_strokes(g, g.poisson(n*clutter)) for n in (8, 2.5))
@@ -153,7 +157,7 @@ def _odd(split, label, number, train, classes):
     return 'cut short' if number == train else _ODD[place] if place < len(_ODD) else ''
 
 # %% ../nbs/01c_drawn.ipynb #cell-27
-V2_SETS = {'threshold0.7': 1., 'matched-frequency': 2., 'top-images': .3}   # name -> clutter, as a multiple of that of val
+V2_SETS = {'threshold0.7': 1., 'matched-frequency': 3., 'top-images': .3}   # name -> clutter, as a multiple of that of val
 
 def v2_folder(name:str)->str:
     "The folder's name of one of `V2_SETS`, as its authors ship it."
