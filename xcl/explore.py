@@ -153,14 +153,14 @@ def mixed_batch(f:Callable,          # images -> probabilities, as in `mixing_st
     "Return a training batch's first images with the teacher's answers above the labels'; raises `ValueError` unless each class has a name."
     x = batch.inputs[0][:n]
     answers = _answered(f, x, names)
-    targets = batch.rows(smooth_labels(examples.y, 0, len(names)).to(batch.index.device))[:n]
     a = examples.y.to(batch.index.device)[batch.index]
+    targets = batch.mixed(smooth_labels(a, 0, len(names)))[:n]
     b = a if batch.mix is None else a[batch.mix.partner]
     tints = [{j: SECOND, i: FIRST} for i, j in zip(a.tolist(), b.tolist())]
     kind = '' if batch.mix is None else 'MixUp' if batch.mix.mask is None else 'CutMix'
     titles = [f'{kind}\nlam {w:.2f}' for w in batch.mix.lam[:n].tolist()] if kind else ['']*len(x)
     fig = _figure(10, _columns_height(len(x), top))
-    _columns(fig, x, answers, targets, names, titles, tints, top, photos)
+    _columns(fig, x.clamp(0, 1), answers, targets, names, titles, tints, top, photos)     # colour jitter may leave [0, 1]
     return fig
 
 # %% ../nbs/09b_explore.ipynb #cell-28

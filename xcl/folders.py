@@ -6,7 +6,7 @@
 __all__ = ['SUFFIXES', 'EIGENVALUES', 'EIGENVECTORS', 'GREY', 'ADJUST', 'IMAGENET_MEAN', 'IMAGENET_STD', 'HOW', 'V2',
            'class_folders', 'Files', 'listed', 'fetched', 'workers_of', 'looked_at', 'scan', 'tested', 'PhotoAugment',
            'crop_box', 'trained_on', 'colours_of', 'recoloured', 'Ahead', 'FolderSet', 'readable', 'named',
-           'FolderData', 'folder_data', 'folder_report', 'TestFolder', 'v2_sets']
+           'FolderData', 'folder_data', 'folder_report', 'Thumbnails', 'TestFolder', 'v2_sets']
 
 # %% ../nbs/01b_folders.ipynb #cell-2
 import hashlib
@@ -26,10 +26,9 @@ import torch
 from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from .data import Examples, class_score, image_of, inputs, rgb, split_rows
+from .data import Examples, ImageData, class_score, image_of, inputs, rgb, split_rows
 from .runs import Config, Machine, home, progress, rng, write_json
 
 # %% ../nbs/01b_folders.ipynb #cell-7
@@ -292,11 +291,6 @@ def seen(self:FolderSet, index:Tensor, augment:PhotoAugment, seed:int, epoch:int
     x, drawn = (self.coming and self.coming.get(epoch, index)) or map(torch.from_numpy, self.crops((epoch, index), augment, seed))
     return (recoloured(self._floats(x), drawn),)
 
-@patch
-def fitted(self:FolderSet, x:Tensor)->Tensor:
-    "Images of another origin, float32 (b, c, h, w), scaled to the size of these."
-    return x if x.shape[2:] == self.shape[1:] else F.interpolate(x, self.shape[1:], mode='bilinear', antialias=True, align_corners=False)
-
 # %% ../nbs/01b_folders.ipynb #cell-36
 IMAGENET_MEAN, IMAGENET_STD = (.485, .456, .406), (.229, .224, .225)     # of pixels in [0, 1]; a network normalises with them
 HOW = 'short', 'square'
@@ -375,6 +369,16 @@ def folder_report(machine:Machine)->pd.DataFrame: # a row for each split; and th
     return frame
 
 # %% ../nbs/01b_folders.ipynb #cell-47
+@dataclass(frozen=True)
+class Thumbnails(ImageData):
+    "Small squares of a folder's photographs, all in memory: what a GAN is trained on. `source` is 'folder', `digest` that of a FolderData."
+    def load(self, machine:Machine)->tuple: # (train, val), two Examples
+        "Return training and validation images, the centre square of each. Raises ValueError where the folder is not what the config names."
+        view = FolderData(self.classes, self.digest, self.size, self.size, train_size=self.train_size, split=self.split)
+        def read(images): return Examples(torch.cat([(255*x).round_().to(torch.uint8) for x, in images.batches(256)]), images.y)
+        return tuple(map(read, view.load(machine)))
+
+# %% ../nbs/01b_folders.ipynb #cell-50
 V2 = {'V2-A': 'imagenetv2-threshold0.7', 'V2-B': 'imagenetv2-matched-frequency', 'V2-C': 'imagenetv2-top-images'}
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from .answers import DTYPES, RecordFile, record_type, weights_digest
-from .data import Examples, inputs, to_bytes
+from .data import Examples, inputs, scaled, to_bytes
 from .losses import Family
 from .runs import Config, Machine, Run, RunConfig, ensure, progress, rng, slug_of
 from .teachers import Teacher, predict
@@ -231,6 +231,7 @@ class SetAnswers(RunConfig):
     family:Family           # a `keeper`
     answers:str = 'half'    # 'half' precision or 'exact'
     teacher_precision:str = 'fp32'   # 'bf16': autocast of the teachers
+    size:int = 0            # side that images are scaled to before the teachers see them; 0: as they are
 
     def __post_init__(self):
         super().__post_init__()
@@ -250,7 +251,7 @@ class SetAnswers(RunConfig):
         teacher, n = Teacher(members, self.family, run.machine.device, self.teacher_precision), self.set.block
         def ask(rows):
             ex = stored.take(rows).to(run.machine.device)
-            return predict(lambda *x: self.family.keep(teacher.outs(*x)), ex).cpu().numpy()
+            return predict(lambda x, *rest: self.family.keep(teacher.outs(scaled(x, self.size), *rest)), ex).cpu().numpy()
         shape = ask([0]).shape[1:]
         file = self.file(run, weights_digest(members), stored.content, shape)
         file.fill(run, lambda b: dict(answer=ask(np.arange(b*n, (b + 1)*n))))
@@ -277,11 +278,11 @@ def check_share(share:float)->None:
     "Raise ValueError unless the share of made images is in [0, 1]."
     if not 0 <= share <= 1: raise ValueError(f'share is {share}; allowed: 0 (training images alone) to 1 (made images alone)')
 
-def check_fit(train:Examples, rows:dict)->None:
-    "Raise ValueError unless made rows can stand beside training images: the same size and inputs, and classes that these have."
+def check_fit(train:Examples, rows:dict, size:int=0)->None:
+    "Raise ValueError unless made rows, scaled to `size`, can stand beside training images: the same size and inputs, classes that these have."
     x, *extra = inputs(examples(rows))
     extra, own = (None if not len(t) or t[0] is None else tuple(t[0].shape[1:]) for t in (extra, [train.extra]))
-    for a, b, what in ((tuple(train.fitted(x).shape[1:]), train.shape, 'images'), (extra, own, 'inputs beside the image')):
+    for a, b, what in ((tuple(scaled(x, size).shape[1:]), train.shape, 'images'), (extra, own, 'inputs beside the image')):
         if a != b: raise ValueError(f'made {what} are {a}; those of the training set {b}')
     if 'pair' in rows and rows['pair'].max() > train.y.max():
         raise ValueError(f'a made image is of class {rows["pair"].max()}; the training set has classes 0 to {train.y.max()}')
@@ -297,9 +298,10 @@ class Joint:
     augment:object      # of training images, as for `batch_at`
     rows:Callable       # step -> (rows of made images, name -> tensor; their numbers in a stored set, or None)
     parts:int = 1       # as for `batch_place`
+    scale:int = 0       # side that made images are scaled to; 0: as they are
 
     def __post_init__(self):
-        if self.made: check_fit(self.train, self.rows(0)[0])
+        if self.made: check_fit(self.train, self.rows(0)[0], self.scale)
 
     @property
     def others(self)->Batches:
@@ -324,7 +326,7 @@ class Joint:
         rows, number = self.rows(step)
         rows = {k: v.to(own.index.device, non_blocking=True) for k, v in rows.items()}
         x, *rest = inputs(examples(rows))
-        both = tuple(torch.cat(p) for p in zip(own.inputs, (self.train.fitted(x), *rest)))
+        both = tuple(torch.cat(p) for p in zip(own.inputs, (scaled(x, self.scale), *rest)))
         known = {k: v for k, v in rows.items() if k != 'x'}
         return Batch(both, own.index, None, known, None if number is None else number.to(own.index.device))
 
@@ -352,6 +354,7 @@ class Offline(Transfer):
     set:GeneratedSet
     share:float = .5       # of each batch that is from the set
     answers:str = 'half'   # precision of the stored answers, or 'exact'
+    size:int = 0           # side that the set's images are scaled to before teacher and student see them; 0: as they are
 
     def __post_init__(self):
         super().__post_init__()
@@ -364,14 +367,14 @@ class Offline(Transfer):
         def rows(step):
             number = batch_index(len(stored), k, seed, step, 'gan/order', parts)
             return stored.rows(number), number
-        return Joint(train, size, k, seed, augment, rows, parts)
+        return Joint(train, size, k, seed, augment, rows, parts, self.size)
 
     def asked(self, size:int)->int:
         "How many images of a batch are training images."
         return size - round(self.share*size)
     def asked_before(self, teachers:tuple, family:Family, precision:str)->SetAnswers:
         "The run that holds the teachers' answers to the set."
-        return SetAnswers(self.set, teachers, family, self.answers, precision)
+        return SetAnswers(self.set, teachers, family, self.answers, precision, self.size)
 
 # %% ../nbs/06c_generated.ipynb #cell-43
 def made_labels(batch:Batch, family:Family)->list:

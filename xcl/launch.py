@@ -19,19 +19,15 @@ from uuid import uuid4
 import torch
 import torch.distributed as dist
 
-from . import gans, refine       # noqa: F401  (what a plan may name)
-from .runs import Config, Machine, Run, agreed, ensure, home, processes, write_json
+from . import gans, pretrained, refine  # noqa: F401  (what a plan may name)
+from .runs import Machine, Run, agreed, config_kinds, ensure, home, processes, write_json
 
 # %% ../nbs/09c_launch.ipynb #cell-5
-def _kinds(base=Config)->dict:
-    "Every kind of config that is known here, by name."
-    return {k: v for c in base.__subclasses__() for k, v in {c.__name__: c, **_kinds(c)}.items()}
-
 def from_plain(v):
     "Return what `Config.plain` wrote. Raises ValueError for an unknown kind."
     if isinstance(v, list): return tuple(map(from_plain, v))
     if not isinstance(v, dict): return v
-    known, kind = _kinds(), v['kind']
+    known, kind = config_kinds(), v['kind']
     if kind not in known: raise ValueError(f'a plan names a config of kind {kind!r}; known: {", ".join(sorted(known))}')
     given = {f.name for f in fields(known[kind])}
     if unknown := set(v) - given - {'kind'}: raise ValueError(f'{kind} has no field {", ".join(sorted(unknown))}: the plan is of another version')

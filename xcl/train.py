@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['TARGETS', 'METHODS', 'OPTIMISERS', 'GAZE_STUDENT', 'GAZE_TEACHER', 'NETS', 'RESNET', 'PYRAMID', 'BINARY',
-           'IMAGE_RECIPES', 'TEACHERS', 'Method', 'Recipe', 'Train', 'build', 'trained', 'stream_of', 'kept_shape',
-           'ask_of', 'target_of', 'pack_state', 'unpack_state', 'NotFinite', 'check_finite', 'RunningStats',
-           'check_shares', 'forward_of', 'summed', 'Loop', 'target_entropy', 'drive', 'fit', 'gaze_teachers',
-           'gaze_students', 'added_set', 'image_row', 'image_run', 'image_teachers', 'gan_rows']
+           'IMAGE_RECIPES', 'TEACHERS', 'IMAGENET', 'IMAGENET_ROWS', 'Method', 'Recipe', 'imagenet_resnet', 'Train',
+           'build', 'trained', 'stream_of', 'kept_shape', 'ask_of', 'target_of', 'pack_state', 'unpack_state',
+           'NotFinite', 'check_finite', 'RunningStats', 'check_shares', 'forward_of', 'summed', 'Loop',
+           'target_entropy', 'drive', 'fit', 'gaze_teachers', 'gaze_students', 'added_set', 'image_row', 'image_run',
+           'image_teachers', 'imagenet_run', 'gan_rows']
 
 # %% ../nbs/07_train.ipynb #cell-2
 import contextlib
@@ -110,7 +111,13 @@ GAZE_STUDENT = Recipe('adam', 1e-4, 32, 40, (30., 36.), weight_decay=1e-4)   # A
 GAZE_TEACHER = replace(GAZE_STUDENT, lr=1e-3)                                # A.1, PreAct-ResNet
 
 # %% ../nbs/07_train.ipynb #cell-14
-NETS = {**GAZE_NETS, **CIFAR_NETS, **BINARY_NETS}   # name in a config -> class, called with n_out, what the data says of its images, and `shape`
+def imagenet_resnet(**sizes)->nn.Module: # n_out, mean, std, depth, width
+    "torchvision's ResNet, `xcl.models.imagenet.ResNet`."
+    from xcl.models.imagenet import ResNet  # here, since torchvision takes a second to import
+    return ResNet(**sizes)
+
+# name in a config -> what makes the network, called with n_out, what the data says of its images, and `shape`
+NETS = {**GAZE_NETS, **CIFAR_NETS, **BINARY_NETS, 'imagenet_resnet': imagenet_resnet}
 
 @dataclass(frozen=True)
 class Train(RunConfig):
@@ -504,6 +511,34 @@ def image_teachers(kind:str,   # a key of TEACHERS
     return tuple(image_run(row, data, 1000*seed + m, budget, shapes, net=net, **kw) for m in range(1, members + 1))
 
 # %% ../nbs/07_train.ipynb #cell-51
+IMAGENET = Recipe('sgd', .4, 1024, 300, weight_decay=1e-4, schedule='cosine', warmup=5., warmup_lr=.1, part=128)     # A.5
+IMAGENET_ROWS = {k: (METHODS[k], 1e-4) for k in ('ERM', 'CutMix', 'KD')} | {           # row -> method, weight decay
+    'MixUp': (replace(METHODS['MixUp'], transfer=MixUp(.2)), 1e-4), 'XCL-Mix': (METHODS['XCL-Mix'], 1e-5)}
+IMAGENET_ROWS = {k: IMAGENET_ROWS[k] for k in ('ERM', 'MixUp', 'CutMix', 'KD', 'XCL-Mix')}     # as Table 1 has them
+
+# %% ../nbs/07_train.ipynb #cell-52
+def imagenet_run(row:str,        # a key of IMAGENET_ROWS or of `generated`
+                 data:Config,    # FolderData
+                 seed:int,
+                 budget:float,   # fraction of the recipe's epochs
+                 shape:tuple,    # of the network, e.g. (('depth', 50),)
+                 teachers:tuple=(),     # of Train or Pretrained; used where the row's target is a teacher
+                 batch:int=1024, # images per step; learning rates are in proportion to it
+                 part:int=128,   # images that are mixed and normalised together; at most the batch
+                 generated:dict=None,   # more rows, which answer to the teacher: name -> transfer set
+                 **kw,           # precision, val_every, teacher_precision of Train
+                )->Train:
+    "A row of section A.5. Raises ValueError for others."
+    rows = IMAGENET_ROWS | {k: (Method(k, t, 'teacher'), IMAGENET_ROWS['XCL-Mix'][1]) for k, t in (generated or {}).items()}
+    if row not in rows: raise ValueError(f'row is {row!r}; allowed: {", ".join(rows)}')
+    (method, decay), share = rows[row], batch/IMAGENET.batch
+    recipe = replace(IMAGENET.scaled(budget), batch=batch, part=min(part, batch), weight_decay=decay,
+                     lr=IMAGENET.lr*share, warmup_lr=IMAGENET.warmup_lr*share)
+    asks = method.target == 'teacher'
+    if not asks: kw = {k: v for k, v in kw.items() if k != 'teacher_precision'}
+    return Train('imagenet_resnet', Categorical(data.classes), data, method, recipe, seed, teachers if asks else (), shape=shape, **kw)
+
+# %% ../nbs/07_train.ipynb #cell-57
 def gan_rows(generator:Config,   # has .opened_generator(machine)
              n:int,              # images of the stored set
              seed:int,           # of the stored set; the online row paints from its run's seed
