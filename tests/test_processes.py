@@ -47,7 +47,7 @@ def made_by(world, cfg, tmp_path, **facts):
     "The finished run of `world` processes, in a home of its own: curve, weights, predictions."
     home, log = tmp_path/f'by{world}', tmp_path/f'log{world}'
     home.mkdir()
-    crew = [SERVER.Process(target=member, args=(r, world, tmp_path/f'meet{world}', home, log, cfg, facts), daemon=True) for r in range(world)]
+    crew = [SERVER.Process(target=member, args=(r, world, tmp_path/f'meet{world}', home, log, cfg, facts)) for r in range(world)]
     for c in crew: c.start()
     for c in crew: c.join(180)
     if any(c.exitcode for c in crew): raise RuntimeError('\n'.join(text(Path(f'{log}.{r}')) for r in range(world)))

@@ -76,6 +76,10 @@ def ahead(self:Examples, places, augment, seed:int)->None:
     "What will be asked for next, as (epoch, index): nothing that is in memory has to be fetched."
 
 @patch
+def rest(self:Examples)->None:
+    "Nothing more will be asked for."
+
+@patch
 def batches(self:Examples, size:int):
     "Inputs of all images in order, `size` at a time, not augmented."
     return (inputs(self.take(slice(i, i + size))) for i in range(0, len(self), size))

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SUFFIXES', 'EIGENVALUES', 'EIGENVECTORS', 'GREY', 'ADJUST', 'IMAGENET_MEAN', 'IMAGENET_STD', 'HOW', 'V2',
            'class_folders', 'Files', 'listed', 'fetched', 'workers_of', 'looked_at', 'scan', 'tested', 'PhotoAugment',
-           'crop_box', 'trained_on', 'colours_of', 'recoloured', 'Ahead', 'FolderSet', 'readable', 'named',
-           'FolderData', 'folder_data', 'folder_report', 'Thumbnails', 'TestFolder', 'v2_sets']
+           'crop_box', 'trained_on', 'colours_of', 'recoloured', 'Ahead', 'tests_of', 'crops_of', 'FolderSet',
+           'readable', 'named', 'FolderData', 'folder_data', 'folder_report', 'Thumbnails', 'TestFolder', 'v2_sets']
 
 # %% ../nbs/01b_folders.ipynb #cell-2
 import hashlib
@@ -106,6 +106,8 @@ def looked_at(path:Path)->tuple: # (mode, format, what is wrong with it or '')
     except ValueError as e: return '?', '?', str(e.__cause__)
     return *kind, ''
 
+def _looked(files, block): return json.dumps([looked_at(files.path(i)) for i in block])
+
 def scan(files:Files,      # of a split
          machine:Machine,  # workers, progress bar
         )->dict:           # damaged: name -> what is wrong; kinds: 'RGB JPEG' -> how many
@@ -115,10 +117,9 @@ def scan(files:Files,      # of a split
     note = home()/'cache'/f'scan-{h.hexdigest()[:16]}.json'
     if not note.exists():
         blocks = [range(i, min(i + 32, len(files))) for i in range(0, len(files), 32)]
-        def look(block): return json.dumps([looked_at(files.path(i)) for i in block])
         rows = []
         with progress(len(files), desc=f'decoding each image of {files.top.name} once', show=machine.progress, unit='image') as bar:
-            for said in fetched(look, blocks, workers_of(machine)):
+            for said in fetched(partial(_looked, files), blocks, workers_of(machine)):
                 rows += json.loads(said)
                 bar.update(len(rows) - bar.n)
         damaged = {os.fsdecode(n): why for n, (*_, why) in zip(files.names, rows) if why}
@@ -234,10 +235,33 @@ class Ahead:
         "Return the batch if it is the next that was announced, else None."
         if self.next is None or self.next[0] != epoch or not np.array_equal(self.next[1], index): return None
         if self.made is None: self.made = self.start()          # workers start when the first batch is asked for
-        self.next = next(self.places, None)
-        return next(self.made)
+        found, self.next = next(self.made), next(self.places, None)
+        if self.next is None: next(self.made, None)             # workers go when nothing is left
+        return found
 
-# %% ../nbs/01b_folders.ipynb #cell-33
+# %% ../nbs/01b_folders.ipynb #cell-34
+def tests_of(files:Files,
+             view:Config,       # has size, resize, how
+             index:np.ndarray,  # int (b,)
+            )->np.ndarray:      # uint8 (b, 3, size, size)
+    "Return some images as they are tested. Raises ValueError where one is damaged."
+    paths = [files.path(i) for i in index]
+    x = [tested(rgb(image_of(p.read_bytes(), p), p), view.size, view.resize, view.how) for p in paths]
+    return np.ascontiguousarray(np.stack(x).transpose(0, 3, 1, 2)) if x else np.zeros((0, 3, view.size, view.size), np.uint8)
+
+def crops_of(files:Files,
+             size:int,              # side of the crops, pixels
+             augment:PhotoAugment,
+             seed:int,              # of the run
+             place:tuple,           # epoch, index (b,)
+            )->tuple:               # (uint8 (b, 3, size, size), float32 (b, 7) of `colours_of`)
+    "Return the images of a place as training crops them, with what is to be done to their colours. Raises ValueError where one is damaged."
+    epoch, index = place
+    drawn = [augment.draw(seed, epoch, int(i)) for i in index]
+    x = np.stack([trained_on(files.path(i), size, augment, u) for i, (u, _) in zip(index, drawn)])
+    return np.ascontiguousarray(x.transpose(0, 3, 1, 2)), np.stack([colours_of(augment, *d) for d in drawn])
+
+# %% ../nbs/01b_folders.ipynb #cell-35
 class FolderSet:
     "Images of a folder, read where they are asked for; it answers what `Examples` answers."
     extra = group = None
@@ -255,43 +279,39 @@ class FolderSet:
     def take(self, index)->Examples:
         "Some images, as they are tested."
         index = np.arange(len(self))[index] if isinstance(index, slice) else np.asarray(index, np.int64)
-        return Examples(torch.from_numpy(self._tested(index)).to(self.device), self.y[torch.from_numpy(index).to(self.device)])
+        x = tests_of(self.files, self.view, index)
+        return Examples(torch.from_numpy(x).to(self.device), self.y[torch.from_numpy(index).to(self.device)])
     def batches(self, size:int):
         "Inputs of all images in order, `size` at a time, as they are tested."
         blocks = [np.arange(i, min(i + size, len(self))) for i in range(0, len(self), size)]
-        for x in fetched(self._tested, blocks, self.workers, self._pin): yield (self._floats(x),)
-
-    def _tested(self, index):
-        x = [tested(rgb(image_of((p := self.files.path(i)).read_bytes(), p), p), self.view.size, self.view.resize, self.view.how) for i in index]
-        return np.ascontiguousarray(np.stack(x).transpose(0, 3, 1, 2)) if x else np.zeros((0, *self.shape), np.uint8)
+        for x in fetched(partial(tests_of, self.files, self.view), blocks, self.workers, self._pin): yield (self._floats(x),)
     @property
     def _pin(self): return self.device.type == 'cuda'
     def _floats(self, x): return x.to(self.device, non_blocking=True).float().div_(255)
 
-# %% ../nbs/01b_folders.ipynb #cell-34
-@patch
-def crops(self:FolderSet, place:tuple, augment:PhotoAugment, seed:int)->tuple: # (uint8 (b, 3, size, size), float32 (b, 7)), arrays
-    "Make the images of a place, (epoch, index), with what is to be done to their colours."
-    epoch, index = place
-    drawn = [augment.draw(seed, epoch, int(i)) for i in index]
-    x = np.stack([trained_on(self.files.path(i), self.view.size, augment, u) for i, (u, _) in zip(index, drawn)])
-    return np.ascontiguousarray(x.transpose(0, 3, 1, 2)), np.stack([colours_of(augment, *d) for d in drawn])
-
+# %% ../nbs/01b_folders.ipynb #cell-36
 @patch
 def ahead(self:FolderSet, places, augment:PhotoAugment, seed:int)->None:
     "Let workers make what will be asked for: places, (epoch, index (b,)), in order."
     if augment is None: return
-    self.coming = Ahead(partial(self.crops, augment=augment, seed=seed), ((e, i.numpy()) for e, i in places), self.workers, self._pin)
+    made_by = partial(crops_of, self.files, self.view.size, augment, seed)
+    self.coming = Ahead(made_by, ((e, i.numpy()) for e, i in places), self.workers, self._pin)
+
+@patch
+def rest(self:FolderSet)->None:
+    "Send the workers home: nothing more will be asked for."
+    self.coming = None
 
 @patch
 def seen(self:FolderSet, index:Tensor, augment:PhotoAugment, seed:int, epoch:int, step:int)->tuple: # (float32 (b, 3, size, size),)
     "Inputs of the images at `index` as training sees them in an epoch, on the device."
     if augment is None: return inputs(self.take(index))
     index = index.cpu().numpy()
-    x, drawn = (self.coming and self.coming.get(epoch, index)) or map(torch.from_numpy, self.crops((epoch, index), augment, seed))
+    found = self.coming and self.coming.get(epoch, index)
+    x, drawn = found or map(torch.from_numpy, crops_of(self.files, self.view.size, augment, seed, (epoch, index)))
     return (recoloured(self._floats(x), drawn),)
 
-# %% ../nbs/01b_folders.ipynb #cell-36
+# %% ../nbs/01b_folders.ipynb #cell-38
 IMAGENET_MEAN, IMAGENET_STD = (.485, .456, .406), (.229, .224, .225)     # of pixels in [0, 1]; a network normalises with them
 HOW = 'short', 'square'
 
@@ -312,7 +332,7 @@ def _check_view(c):
     if c.how not in HOW: raise ValueError(f'how is {c.how!r}; allowed: {", ".join(HOW)}')
     if not 1 <= c.size <= c.resize: raise ValueError(f'size is {c.size}; allowed: 1 to resize, {c.resize} pixels')
 
-# %% ../nbs/01b_folders.ipynb #cell-37
+# %% ../nbs/01b_folders.ipynb #cell-39
 @dataclass(frozen=True)
 class FolderData(Config):
     "Photographs in class folders train/ and val/. `folder_data` makes it from what lies there."
@@ -354,7 +374,7 @@ def folder_data(machine:Machine,  # data_dir: holds train/ and val/
     if data.train_size: split_rows(torch.from_numpy(train.y), data.classes, data.train_size)       # raises now rather than when a run starts
     return data
 
-# %% ../nbs/01b_folders.ipynb #cell-38
+# %% ../nbs/01b_folders.ipynb #cell-40
 def folder_report(machine:Machine)->pd.DataFrame: # a row for each split; and the names of damaged files in attrs
     "Return what lies in a folder, and what had to be converted or left out."
     rows, damaged = {}, {}
@@ -368,7 +388,7 @@ def folder_report(machine:Machine)->pd.DataFrame: # a row for each split; and th
     frame.attrs['damaged'] = damaged
     return frame
 
-# %% ../nbs/01b_folders.ipynb #cell-47
+# %% ../nbs/01b_folders.ipynb #cell-49
 @dataclass(frozen=True)
 class Thumbnails(ImageData):
     "Small squares of a folder's photographs, all in memory: what a GAN is trained on. `source` is 'folder', `digest` that of a FolderData."
@@ -378,7 +398,7 @@ class Thumbnails(ImageData):
         def read(images): return Examples(torch.cat([(255*x).round_().to(torch.uint8) for x, in images.batches(256)]), images.y)
         return tuple(map(read, view.load(machine)))
 
-# %% ../nbs/01b_folders.ipynb #cell-50
+# %% ../nbs/01b_folders.ipynb #cell-52
 V2 = {'V2-A': 'imagenetv2-threshold0.7', 'V2-B': 'imagenetv2-matched-frequency', 'V2-C': 'imagenetv2-top-images'}
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import torch
 from . import classify
 from .data import class_score
 from .drawn import drawn_folder
-from .folders import HOW, Thumbnails, fetched, folder_data, v2_sets, workers_of
+from .folders import HOW, Thumbnails, crops_of, fetched, folder_data, v2_sets, workers_of
 from .gans import GAN_RECIPES, BigGAN
 from .generated import GeneratedSet, Offline, Sampled, external, register_generator
 from .launch import command, pending, write_plan
@@ -182,7 +182,7 @@ def loader_rate(S:SimpleNamespace, cfg:Train, batches:int=8)->float:
     train, r = S.data.load(S.machine)[0], cfg.recipe
     opened = cfg.method.transfer.opened(train, r.batch//r.parts, cfg.seed, S.data.augment, S.machine, r.parts)
     places = ((e, i.numpy()) for e, i in map(opened.where, range((batches + 1)*r.parts)))
-    made = fetched(partial(train.crops, augment=S.data.augment, seed=cfg.seed), places, workers_of(S.machine))
+    made = fetched(partial(crops_of, train.files, S.data.size, S.data.augment, cfg.seed), places, workers_of(S.machine))
     return _rate(lambda: [next(made) for _ in range(r.parts)], r.batch, batches)
 
 class Kept:
@@ -194,6 +194,7 @@ def step_rates(S:SimpleNamespace, cfg:Train, steps:int=8)->tuple: # (step alone,
     "Images per second of a run's training, with its batches there and with its batches made by workers. Nothing is kept."
     fed, alone = (Loop(cfg, Run(cfg, replace(S.machine, processes=1))) for _ in range(2))
     both = _rate(fed.train_step, cfg.recipe.batch, steps)
+    fed.train.rest()
     alone.batch = Kept(alone.batch, range(alone.parts))
     return _rate(alone.train_step, cfg.recipe.batch, steps), both
 

@@ -409,7 +409,8 @@ def fit(cfg:Train,  # what to train
        )->None:
     "Train to the end of the recipe and finish the run; goes on from a checkpoint bit for bit. Raises NotFinite."
     loop = Loop(cfg, run)
-    drive(loop, loop.steps, lambda: loop.end_epoch() if loop.step % loop.per_epoch == 0 else None)
+    try: drive(loop, loop.steps, lambda: loop.end_epoch() if loop.step % loop.per_epoch == 0 else None)
+    finally: loop.train.rest()
     out, score = loop.seen or loop.validate()   # the latter where the run was killed after its last step
     result = dict(score, **target_entropy(loop.curve), steps=loop.steps, parameters=sum(p.numel() for p in loop.net.parameters()))
     seen = dict(out=out, y=loop.val.y, group=loop.val.group)
