@@ -20,7 +20,7 @@ import pytest
 import torch
 from children import assert_same, begun, checkpoints, folder, make, of, records, start, taught_digits, text, until
 
-from xcl.answers import AnswerFile
+from xcl.answers import AnswerFile, RecordFile, record_type
 from xcl.data import CropFlip
 from xcl.runs import Machine, Run, ensure, read_tensors, rng, write_tensors
 from xcl.teachers import Teacher
@@ -339,3 +339,16 @@ def test_half_answers_are_live_half_answers(ask, xcl_home):
     found = np.frombuffer(whole[len(head(whole)):], kind)
     assert len(found) == 4 and (found['mark'] != 0).all()
     torch.testing.assert_close(torch.from_numpy(found['answer'].astype('f4')).exp().sum(-1), torch.ones(4, 32, MEMBERS), atol=2e-3, rtol=0)
+
+
+def test_a_bar_that_is_looked_at_hides_no_record(tmp_path, monkeypatch):
+    "tqdm's update() is True when the bar is redrawn; a record must be verified all the same."
+    file = RecordFile(tmp_path/'x.bin', dict(format='toy'), record_type(v=('<f4', (3,))), 5)
+    for i in range(5): file.put(i, v=np.full(3, i, 'f4'))
+    file.map['v'] += 1
+    class Redrawn:
+        def __enter__(self): return self
+        def __exit__(self, *_): pass
+        def update(self): return True
+    monkeypatch.setattr('xcl.answers.progress', lambda *a, **kw: Redrawn())
+    assert file.bad() == [0, 1, 2, 3, 4]

@@ -37,8 +37,8 @@ _SAME = dict(how='short', train_size=0, drawn=0, teacher='', precision='fp32', g
 PRESETS = dict(
     smoke=dict(_SAME, dataset='drawn', drawn=8, size=32, resize=36, seeds=1, budget=.004, batch=32, part=16, depth=10, width=16, teacher_depth=10,
                teacher_width=16, teacher_budget=.004, val_every=1, gan_budget=.005, painted=48, rows='ERM KD XCL-Mix XCL-GAN'),
-    demo=dict(_SAME, dataset='drawn', drawn=40, size=48, resize=54, seeds=1, budget=.1, batch=64, part=32, depth=10, width=16, teacher_depth=18,
-              teacher_width=32, teacher_budget=.1, val_every=5, gan_budget=.25, painted=1000, rows='ERM MixUp CutMix KD XCL-Mix XCL-GAN'),
+    demo=dict(_SAME, dataset='drawn', drawn=60, size=48, resize=54, seeds=1, budget=.1, batch=64, part=32, depth=10, width=16, teacher_depth=18,
+              teacher_width=32, teacher_budget=.15, val_every=5, gan_budget=.25, painted=1000, rows='ERM MixUp CutMix KD XCL-Mix XCL-GAN'),
     paper=dict(_SAME, dataset='folder', size=224, resize=256, seeds=1, budget=1., batch=1024, part=128, depth=50, width=64, teacher='resnet152d',
                teacher_depth=152, teacher_width=64, teacher_budget=1., val_every=1, precision='bf16', gan='biggan', gan_budget=1., painted=10**6,
                rows='ERM MixUp CutMix KD XCL-Mix'))
