@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
+from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -108,6 +109,17 @@ def looked_at(path:Path)->tuple: # (mode, format, what is wrong with it or '')
 
 def _looked(files, block): return json.dumps([looked_at(files.path(i)) for i in block])
 
+# %% ../nbs/01b_folders.ipynb #cell-14
+def _scanned(files, machine):
+    "What `scan` finds, by decoding."
+    blocks, rows = [range(i, min(i + 32, len(files))) for i in range(0, len(files), 32)], []
+    with progress(len(files), desc=f'decoding each image of {files.top.name} once', show=machine.progress, unit='image') as bar:
+        for said in fetched(partial(_looked, files), blocks, workers_of(machine)):
+            rows += json.loads(said)
+            bar.update(len(rows) - bar.n)
+    damaged = {os.fsdecode(n): why for n, (*_, why) in zip(files.names, rows) if why}
+    return dict(damaged=damaged, kinds=Counter(f'{mode} {kind}' for mode, kind, why in rows if not why))
+
 def scan(files:Files,      # of a split
          machine:Machine,  # workers, progress bar
         )->dict:           # damaged: name -> what is wrong; kinds: 'RGB JPEG' -> how many
@@ -115,23 +127,16 @@ def scan(files:Files,      # of a split
     h = hashlib.sha256(b'scan 1')
     for t in (files.names, files.size, files.time): h.update(np.ascontiguousarray(t).tobytes())
     note = home()/'cache'/f'scan-{h.hexdigest()[:16]}.json'
-    if not note.exists():
-        blocks = [range(i, min(i + 32, len(files))) for i in range(0, len(files), 32)]
-        rows = []
-        with progress(len(files), desc=f'decoding each image of {files.top.name} once', show=machine.progress, unit='image') as bar:
-            for said in fetched(partial(_looked, files), blocks, workers_of(machine)):
-                rows += json.loads(said)
-                bar.update(len(rows) - bar.n)
-        damaged = {os.fsdecode(n): why for n, (*_, why) in zip(files.names, rows) if why}
-        note.parent.mkdir(parents=True, exist_ok=True)
-        write_json(note, dict(damaged=damaged, kinds=Counter(f'{mode} {kind}' for mode, kind, why in rows if not why)))
+    note.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(note.with_suffix('.lock')):               # of several processes one looks, the others wait for what it finds
+        if not note.exists(): write_json(note, _scanned(files, machine))
     found = json.loads(note.read_text())
     if (k := len(found['damaged'])) > max(1, len(files)//100):
         some = ', '.join(list(found['damaged'])[:3])
         raise ValueError(f'{files.top}: {k:,} of {len(files):,} images are damaged, e.g. {some}; is the copy complete?')
     return found
 
-# %% ../nbs/01b_folders.ipynb #cell-17
+# %% ../nbs/01b_folders.ipynb #cell-18
 def tested(image:Image.Image,  # RGB
            size:int,           # side of the centre crop, pixels
            resize:int,         # what is made of the image first, pixels
@@ -143,7 +148,7 @@ def tested(image:Image.Image,  # RGB
     left, top = (int(round((t - size)/2)) for t in to)
     return np.asarray(image.resize(to, Image.Resampling.BILINEAR).crop((left, top, left + size, top + size)))
 
-# %% ../nbs/01b_folders.ipynb #cell-21
+# %% ../nbs/01b_folders.ipynb #cell-22
 EIGENVALUES = .2175, .0188, .0045                     # of the colours of ImageNet's pixels, in [0, 1]
 EIGENVECTORS = (-.5675, .7192, .4009), (-.5808, -.0045, -.8140), (-.5836, -.6948, .4203)     # rows: red, green, blue; columns: axes
 _ORDERS = tuple(itertools.permutations(range(3)))
@@ -170,7 +175,7 @@ class PhotoAugment(Config):
         g = rng(seed, f'photo/{epoch}', index)
         return g.random(2*_TRIES + 7), g.standard_normal(3)
 
-# %% ../nbs/01b_folders.ipynb #cell-22
+# %% ../nbs/01b_folders.ipynb #cell-23
 def crop_box(u:np.ndarray,      # uniform numbers, of `PhotoAugment.draw`
              w:int, h:int,      # size of the image
              scale:tuple, ratio:tuple,   # as for `PhotoAugment`
@@ -198,7 +203,7 @@ def trained_on(path:Path, size:int, augment:PhotoAugment, u:np.ndarray)->np.ndar
     x = resized_crop(x, int(ky*top), int(kx*left), math.ceil(ky*ch), math.ceil(kx*cw), [size, size], antialias=True).permute(1, 2, 0).numpy()
     return x[:, ::-1] if augment.flip and u[2*_TRIES + 2] < .5 else x
 
-# %% ../nbs/01b_folders.ipynb #cell-27
+# %% ../nbs/01b_folders.ipynb #cell-28
 GREY = .299, .587, .114         # of red, green, blue (ITU-R 601)
 
 def _grey(x): return (x*x.new_tensor(GREY).view(1, 3, 1, 1)).sum(1, keepdim=True)
@@ -224,7 +229,7 @@ def recoloured(x:Tensor,      # images in [0, 1], float32 (b, 3, h, w); changed 
     shift = (drawn[:, 4:]*torch.tensor(EIGENVALUES)) @ torch.tensor(EIGENVECTORS).T
     return x.add_(shift.to(x.device)[:, :, None, None])
 
-# %% ../nbs/01b_folders.ipynb #cell-32
+# %% ../nbs/01b_folders.ipynb #cell-33
 class Ahead:
     "Batches that workers make before they are asked for, in the order that was announced."
     def __init__(self, f:Callable, places, workers:int, pin:bool):
@@ -239,7 +244,7 @@ class Ahead:
         if self.next is None: next(self.made, None)             # workers go when nothing is left
         return found
 
-# %% ../nbs/01b_folders.ipynb #cell-34
+# %% ../nbs/01b_folders.ipynb #cell-35
 def tests_of(files:Files,
              view:Config,       # has size, resize, how
              index:np.ndarray,  # int (b,)
@@ -261,7 +266,7 @@ def crops_of(files:Files,
     x = np.stack([trained_on(files.path(i), size, augment, u) for i, (u, _) in zip(index, drawn)])
     return np.ascontiguousarray(x.transpose(0, 3, 1, 2)), np.stack([colours_of(augment, *d) for d in drawn])
 
-# %% ../nbs/01b_folders.ipynb #cell-35
+# %% ../nbs/01b_folders.ipynb #cell-36
 class FolderSet:
     "Images of a folder, read where they are asked for; it answers what `Examples` answers."
     extra = group = None
@@ -289,7 +294,7 @@ class FolderSet:
     def _pin(self): return self.device.type == 'cuda'
     def _floats(self, x): return x.to(self.device, non_blocking=True).float().div_(255)
 
-# %% ../nbs/01b_folders.ipynb #cell-36
+# %% ../nbs/01b_folders.ipynb #cell-37
 @patch
 def ahead(self:FolderSet, places, augment:PhotoAugment, seed:int)->None:
     "Let workers make what will be asked for: places, (epoch, index (b,)), in order."
@@ -311,7 +316,7 @@ def seen(self:FolderSet, index:Tensor, augment:PhotoAugment, seed:int, epoch:int
     x, drawn = found or map(torch.from_numpy, crops_of(self.files, self.view.size, augment, seed, (epoch, index)))
     return (recoloured(self._floats(x), drawn),)
 
-# %% ../nbs/01b_folders.ipynb #cell-38
+# %% ../nbs/01b_folders.ipynb #cell-39
 IMAGENET_MEAN, IMAGENET_STD = (.485, .456, .406), (.229, .224, .225)     # of pixels in [0, 1]; a network normalises with them
 HOW = 'short', 'square'
 
@@ -332,7 +337,7 @@ def _check_view(c):
     if c.how not in HOW: raise ValueError(f'how is {c.how!r}; allowed: {", ".join(HOW)}')
     if not 1 <= c.size <= c.resize: raise ValueError(f'size is {c.size}; allowed: 1 to resize, {c.resize} pixels')
 
-# %% ../nbs/01b_folders.ipynb #cell-39
+# %% ../nbs/01b_folders.ipynb #cell-40
 @dataclass(frozen=True)
 class FolderData(Config):
     "Photographs in class folders train/ and val/. `folder_data` makes it from what lies there."
@@ -374,7 +379,7 @@ def folder_data(machine:Machine,  # data_dir: holds train/ and val/
     if data.train_size: split_rows(torch.from_numpy(train.y), data.classes, data.train_size)       # raises now rather than when a run starts
     return data
 
-# %% ../nbs/01b_folders.ipynb #cell-40
+# %% ../nbs/01b_folders.ipynb #cell-41
 def folder_report(machine:Machine)->pd.DataFrame: # a row for each split; and the names of damaged files in attrs
     "Return what lies in a folder, and what had to be converted or left out."
     rows, damaged = {}, {}
@@ -388,7 +393,7 @@ def folder_report(machine:Machine)->pd.DataFrame: # a row for each split; and th
     frame.attrs['damaged'] = damaged
     return frame
 
-# %% ../nbs/01b_folders.ipynb #cell-49
+# %% ../nbs/01b_folders.ipynb #cell-50
 @dataclass(frozen=True)
 class Thumbnails(ImageData):
     "Small squares of a folder's photographs, all in memory: what a GAN is trained on. `source` is 'folder', `digest` that of a FolderData."
@@ -398,7 +403,7 @@ class Thumbnails(ImageData):
         def read(images): return Examples(torch.cat([(255*x).round_().to(torch.uint8) for x, in images.batches(256)]), images.y)
         return tuple(map(read, view.load(machine)))
 
-# %% ../nbs/01b_folders.ipynb #cell-52
+# %% ../nbs/01b_folders.ipynb #cell-53
 V2 = {'V2-A': 'imagenetv2-threshold0.7', 'V2-B': 'imagenetv2-matched-frequency', 'V2-C': 'imagenetv2-top-images'}
 
 @dataclass(frozen=True)

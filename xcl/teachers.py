@@ -36,10 +36,10 @@ def fast_layout(model:nn.Module)->nn.Module:
 @torch.no_grad()
 def predict(f:Callable,       # called with (x,) or (x, extra), on the examples' device
             ex:Examples,      # n examples, or the set of a folder
-            batch:int=0,      # examples at a time; 0: 32 on a CPU, whose caches larger ones overflow, and 4096 elsewhere
+            batch:int=0,      # examples at a time; 0: 32 on a CPU, whose caches larger ones overflow, and four million pixels elsewhere
            )->Tensor:         # (n, k) float32
     "Outputs of `f` for all examples, in order."
-    batch = batch or (32 if ex.device.type == 'cpu' else 4096)
+    batch = batch or (32 if ex.device.type == 'cpu' else max(32, 2**22//(ex.shape[1]*ex.shape[2])))
     return torch.cat([f(*x).float() for x in ex.batches(batch)])
 
 # %% ../nbs/05_teachers.ipynb #cell-14
