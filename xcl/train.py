@@ -12,6 +12,7 @@ __all__ = ['TARGETS', 'METHODS', 'OPTIMISERS', 'GAZE_STUDENT', 'GAZE_TEACHER', '
 
 # %% ../nbs/07_train.ipynb #cell-2
 import contextlib
+import inspect
 import math
 import re
 import time
@@ -277,7 +278,10 @@ def forward_of(loop)->nn.Module:
     compiled, single = loop.device.startswith('cuda') and loop.run.machine.compile, loop.world == 1
     mode = 'reduce-overhead' if single and loop.parts == 1 else 'default'         # a CUDA graph would be replayed over the sums of other parts
     net = torch.compile(loop.net, mode=mode) if compiled else loop.net
-    return net if single else DistributedDataParallel(net, broadcast_buffers=False)
+    if single: return net
+    known = inspect.signature(DistributedDataParallel).parameters
+    buffers = 'forward_sync_buffers' if 'forward_sync_buffers' in known else 'broadcast_buffers'      # its name in earlier PyTorch
+    return DistributedDataParallel(net, **{buffers: False})
 
 def summed(*tensors)->list: # of tensors
     "The tensors, summed over all processes; one message for all of them."
