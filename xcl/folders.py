@@ -368,6 +368,7 @@ class FolderData(Config):
         "Return what `class_score` says."
         return class_score(out, val.y)
 
+# %% ../nbs/01b_folders.ipynb #cell-41
 def folder_data(machine:Machine,  # data_dir: holds train/ and val/
                 **kw,             # other fields of FolderData
                )->FolderData:
@@ -379,7 +380,7 @@ def folder_data(machine:Machine,  # data_dir: holds train/ and val/
     if data.train_size: split_rows(torch.from_numpy(train.y), data.classes, data.train_size)       # raises now rather than when a run starts
     return data
 
-# %% ../nbs/01b_folders.ipynb #cell-41
+# %% ../nbs/01b_folders.ipynb #cell-42
 def folder_report(machine:Machine)->pd.DataFrame: # a row for each split; and the names of damaged files in attrs
     "Return what lies in a folder, and what had to be converted or left out."
     rows, damaged = {}, {}
@@ -393,7 +394,7 @@ def folder_report(machine:Machine)->pd.DataFrame: # a row for each split; and th
     frame.attrs['damaged'] = damaged
     return frame
 
-# %% ../nbs/01b_folders.ipynb #cell-50
+# %% ../nbs/01b_folders.ipynb #cell-51
 @dataclass(frozen=True)
 class Thumbnails(ImageData):
     "Small squares of a folder's photographs, all in memory: what a GAN is trained on. `source` is 'folder', `digest` that of a FolderData."
@@ -403,7 +404,7 @@ class Thumbnails(ImageData):
         def read(images): return Examples(torch.cat([(255*x).round_().to(torch.uint8) for x, in images.batches(256)]), images.y)
         return tuple(map(read, view.load(machine)))
 
-# %% ../nbs/01b_folders.ipynb #cell-53
+# %% ../nbs/01b_folders.ipynb #cell-54
 V2 = {'V2-A': 'imagenetv2-threshold0.7', 'V2-B': 'imagenetv2-matched-frequency', 'V2-C': 'imagenetv2-top-images'}
 
 @dataclass(frozen=True)

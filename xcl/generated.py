@@ -319,18 +319,20 @@ class Joint:
         none = torch.zeros(0, dtype=torch.int64, device=self.train.device)
         return Batch(inputs(self.train.take(none)), none, None)
 
-    def __call__(self, step:int)->Batch:
-        "The batch of a step: a function of (seed, step)."
-        own = self.own(step)
-        if not self.made: return own
-        rows, number = self.rows(step)
-        rows = {k: v.to(own.index.device, non_blocking=True) for k, v in rows.items()}
-        x, *rest = inputs(examples(rows))
-        both = tuple(torch.cat(p) for p in zip(own.inputs, (scaled(x, self.scale), *rest)))
-        known = {k: v for k, v in rows.items() if k != 'x'}
-        return Batch(both, own.index, None, known, None if number is None else number.to(own.index.device))
-
 # %% ../nbs/06c_generated.ipynb #cell-41
+@patch
+def __call__(self:Joint, step:int)->Batch:
+    "The batch of a step: a function of (seed, step)."
+    own = self.own(step)
+    if not self.made: return own
+    rows, number = self.rows(step)
+    rows = {k: v.to(own.index.device, non_blocking=True) for k, v in rows.items()}
+    x, *rest = inputs(examples(rows))
+    both = tuple(torch.cat(p) for p in zip(own.inputs, (scaled(x, self.scale), *rest)))
+    known = {k: v for k, v in rows.items() if k != 'x'}
+    return Batch(both, own.index, None, known, None if number is None else number.to(own.index.device))
+
+# %% ../nbs/06c_generated.ipynb #cell-42
 @dataclass(frozen=True)
 class Online(Transfer):
     "Images that are made for the step, beside training images."
@@ -347,7 +349,7 @@ class Online(Transfer):
         def rows(step): return {n: torch.from_numpy(v) for n, v in maker.make(seed, step*k, (step + 1)*k).items()}, None
         return Joint(train, size, k, seed, augment, rows, parts)
 
-# %% ../nbs/06c_generated.ipynb #cell-42
+# %% ../nbs/06c_generated.ipynb #cell-43
 @dataclass(frozen=True)
 class Offline(Transfer):
     "Images of a stored set, with stored answers, beside training images."
@@ -376,7 +378,7 @@ class Offline(Transfer):
         "The run that holds the teachers' answers to the set."
         return SetAnswers(self.set, teachers, family, self.answers, precision, self.size)
 
-# %% ../nbs/06c_generated.ipynb #cell-43
+# %% ../nbs/06c_generated.ipynb #cell-44
 def made_labels(batch:Batch, family:Family)->list:
     "The labels of a batch's made images as targets, [(k, c)]: their own, or lam*y_i + (1 - lam)*y_j. [] where there are none."
     if batch.made is None: return []

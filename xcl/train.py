@@ -96,14 +96,16 @@ class Recipe(Config):
         "How many steps it takes on n examples; what is left of an epoch and makes no batch is left out."
         return n//self.batch*self.epochs
 
-    def lr_at(self, step:int, per_epoch:int)->float:
-        "Learning rate of one step, `per_epoch` steps to an epoch."
-        before, total = self.warmup*per_epoch, self.epochs*per_epoch
-        if step < before: return self.warmup_lr + (self.lr - self.warmup_lr)*step/before
-        if self.schedule == 'cosine': return self.lr*(1 + math.cos(math.pi*(step - before)/(total - before)))/2
-        return self.lr*self.gamma**sum(step >= m*per_epoch for m in self.milestones)
-
 # %% ../nbs/07_train.ipynb #cell-10
+@patch
+def lr_at(self:Recipe, step:int, per_epoch:int)->float:
+    "Learning rate of one step, `per_epoch` steps to an epoch."
+    before, total = self.warmup*per_epoch, self.epochs*per_epoch
+    if step < before: return self.warmup_lr + (self.lr - self.warmup_lr)*step/before
+    if self.schedule == 'cosine': return self.lr*(1 + math.cos(math.pi*(step - before)/(total - before)))/2
+    return self.lr*self.gamma**sum(step >= m*per_epoch for m in self.milestones)
+
+# %% ../nbs/07_train.ipynb #cell-11
 OPTIMISERS = {
     'adam': lambda params, r: torch.optim.Adam(params, r.lr, betas=(r.momentum, .999), weight_decay=r.weight_decay, fused=True),
     'sgd': lambda params, r: torch.optim.SGD(params, r.lr, r.momentum, nesterov=True, weight_decay=r.weight_decay, fused=True)}
@@ -111,7 +113,7 @@ OPTIMISERS = {
 GAZE_STUDENT = Recipe('adam', 1e-4, 32, 40, (30., 36.), weight_decay=1e-4)   # A.1, LeNet
 GAZE_TEACHER = replace(GAZE_STUDENT, lr=1e-3)                                # A.1, PreAct-ResNet
 
-# %% ../nbs/07_train.ipynb #cell-14
+# %% ../nbs/07_train.ipynb #cell-15
 def imagenet_resnet(**sizes)->nn.Module: # n_out, mean, std, depth, width
     "torchvision's ResNet, `xcl.models.imagenet.ResNet`."
     from xcl.models.imagenet import ResNet  # here, since torchvision takes a second to import
@@ -120,6 +122,7 @@ def imagenet_resnet(**sizes)->nn.Module: # n_out, mean, std, depth, width
 # name in a config -> what makes the network, called with n_out, what the data says of its images, and `shape`
 NETS = {**GAZE_NETS, **CIFAR_NETS, **BINARY_NETS, 'imagenet_resnet': imagenet_resnet}
 
+# %% ../nbs/07_train.ipynb #cell-16
 @dataclass(frozen=True)
 class Train(RunConfig):
     "One network, trained by one method."
@@ -160,7 +163,7 @@ class Train(RunConfig):
         "The trained network, eval mode, on the CPU; trained first where it is not."
         return trained(ensure(self, machine))
 
-# %% ../nbs/07_train.ipynb #cell-15
+# %% ../nbs/07_train.ipynb #cell-17
 def build(cfg:Train)->nn.Module:
     "The untrained network of a run, in its fast layout; initial weights are a function of the seed alone."
     pixels = {k: getattr(cfg.data, k) for k in ('mean', 'std') if hasattr(cfg.data, k)}    # a network normalises its own input
@@ -172,7 +175,7 @@ def trained(run:Run)->nn.Module:
     net.load_state_dict(run.tensors())
     return net.eval()
 
-# %% ../nbs/07_train.ipynb #cell-17
+# %% ../nbs/07_train.ipynb #cell-19
 def stream_of(cfg:Train)->Stream:
     "What a student's teachers are asked, and how: students of equal streams can share a store."
     r = cfg.recipe
@@ -182,7 +185,7 @@ def kept_shape(cfg:Train)->tuple:
     "Shape of what is kept of the answers to one image."
     return tuple(cfg.family.keep(torch.zeros(len(cfg.teachers), 1, cfg.family.n_out)).shape[1:])
 
-# %% ../nbs/07_train.ipynb #cell-18
+# %% ../nbs/07_train.ipynb #cell-20
 def ask_of(cfg:Train, members:list, train:Examples, machine:Machine, first:Batch, steps:int):
     "A function (batch, step) -> the teacher's answer to `batch.asked`. Arguments as for `target_of`; `members` are its networks."
     teacher = Teacher(members, cfg.family, machine.device, cfg.teacher_precision)
@@ -210,7 +213,7 @@ def target_of(cfg:Train,         # of the student
     known = StoredAnswers(ensure(before, machine), weights_digest(members), ensure(before.set, machine).result['content'])
     return lambda batch, step: torch.cat([ask(batch, step), cfg.family.answer(known(batch.row))])
 
-# %% ../nbs/07_train.ipynb #cell-20
+# %% ../nbs/07_train.ipynb #cell-22
 def pack_state(net:nn.Module, opt, track:Tensor)->dict:
     "All tensors that training goes on from, by name."
     moments = {f'opt.{i}.{k}': v for i, s in opt.state_dict()['state'].items() for k, v in s.items()}
@@ -228,7 +231,7 @@ def unpack_state(tensors:dict, net:nn.Module, opt, track:Tensor)->None:
         state.setdefault(int(i), {})[key] = torch.empty_like(p).copy_(v) if v.shape == p.shape else v
     opt.load_state_dict(dict(state=state, param_groups=opt.state_dict()['param_groups']))
 
-# %% ../nbs/07_train.ipynb #cell-22
+# %% ../nbs/07_train.ipynb #cell-24
 class NotFinite(RuntimeError):
     "Training met a loss that is NaN or infinite."
 
@@ -243,7 +246,7 @@ def check_finite(losses:Tensor,  # of consecutive steps, (k,)
     raise NotFinite(f'loss is {losses[step - first].item()} at step {step}, whose batch holds the training examples {batch(step).index.tolist()}. '
                     'Nothing of this step was saved.')
 
-# %% ../nbs/07_train.ipynb #cell-24
+# %% ../nbs/07_train.ipynb #cell-26
 class RunningStats:
     "The running mean and variance of a network's BatchNorms, moved once a step by the mean over its parts."
     def __init__(self, net:nn.Module):
@@ -263,6 +266,7 @@ class RunningStats:
         for t, total in zip(self.stats, totals): t.copy_(total/parts)
         for t, before in zip(self.counts, self.counted): t.copy_(before + parts)
 
+# %% ../nbs/07_train.ipynb #cell-27
 def check_shares(loop)->None:
     "Raise ValueError unless the processes can share a step's parts evenly, and nothing else keeps them apart."
     many, parts, batch = loop.world, loop.parts, loop.cfg.recipe.batch
@@ -290,7 +294,7 @@ def summed(*tensors)->list: # of tensors
     dist.all_reduce(flat)
     return [part.view_as(t) for part, t in zip(flat.split([t.numel() for t in tensors]), tensors)]
 
-# %% ../nbs/07_train.ipynb #cell-26
+# %% ../nbs/07_train.ipynb #cell-29
 class Loop:
     "The state of one training run, fresh or from its checkpoint."
     def __init__(self, cfg:Train, run:Run):
@@ -322,7 +326,7 @@ class Loop:
         "Of a step, scalar, nats: against labels or against a teacher's answer."
         return {'labels': self.cfg.family.nll, 'teacher': self.cfg.family.kl}[self.cfg.method.target](out, target)
 
-# %% ../nbs/07_train.ipynb #cell-27
+# %% ../nbs/07_train.ipynb #cell-30
 @patch
 def part_step(self:Loop, k:int)->list: # [loss, mean uncertainty of the target, or -1 where the family has none]
     "Add the gradient of part `k` to that of the step."
@@ -357,7 +361,7 @@ def examples(self:Loop, step:int)->Batch:
     "The training examples of a step, none of which is looked at."
     return Batch((), torch.cat([self.batch.where(k)[1] for k in range(step*self.parts, (step + 1)*self.parts)]), None)
 
-# %% ../nbs/07_train.ipynb #cell-29
+# %% ../nbs/07_train.ipynb #cell-32
 @patch
 def validate(self:Loop)->tuple: # (out (n, k), score)
     "Outputs on the validation set, and their score."
@@ -388,14 +392,14 @@ def save(self:Loop)->None:
     self.run.save_checkpoint(pack_state(self.net, self.opt, self.track), dict(step=self.step, curve=self.curve))
     self.saved_at = time.monotonic()
 
-# %% ../nbs/07_train.ipynb #cell-31
+# %% ../nbs/07_train.ipynb #cell-34
 def target_entropy(curve:list, # of a run
                   )->dict:     # {'target_entropy': a fraction}, or {} where a family has no such number
     "The mean normalised entropy of all targets of a run."
     h = [row['target_entropy'] for row in curve if 'target_entropy' in row]
     return dict(target_entropy=sum(h)/len(h)) if h else {}
 
-# %% ../nbs/07_train.ipynb #cell-32
+# %% ../nbs/07_train.ipynb #cell-35
 def drive(loop,         # has step, train_step(), save(), saved_at and run
           steps:int,    # where it ends
           ended,        # called after each step; numbers to show beside the bar, or None
@@ -421,7 +425,7 @@ def fit(cfg:Train,  # what to train
     if loop.forward is not loop.net: torch.compiler.reset()     # else the next run of this process would record its graphs beside these
     run.finish(result, loop.curve, weights=loop.net.state_dict(), predictions={k: v for k, v in seen.items() if v is not None})
 
-# %% ../nbs/07_train.ipynb #cell-39
+# %% ../nbs/07_train.ipynb #cell-42
 def gaze_teachers(data:Config,   # EyeData
                   seed:int,      # of the table's row; member m trains with seed 1000*seed + m
                   budget:float,  # fraction of the recipe's epochs
@@ -446,7 +450,7 @@ def gaze_students(data:Config,     # EyeData, the same as the teachers'
     return {name: Train('lenet', family, data, m, GAZE_STUDENT.scaled(budget), seed,
                         teachers if m.target == 'teacher' else (), precision) for name, (m, family) in rows.items()}
 
-# %% ../nbs/07_train.ipynb #cell-41
+# %% ../nbs/07_train.ipynb #cell-44
 def added_set(maker:Config,    # of made rows with gaze and head pose
               n:int,           # made images
               originals:int,   # training images that they are added to
@@ -455,13 +459,13 @@ def added_set(maker:Config,    # of made rows with gaze and head pose
     "A stored set beside the training images, each image as likely as any other."
     return Offline(GeneratedSet(maker, n, seed), n/(n + originals))
 
-# %% ../nbs/07_train.ipynb #cell-45
+# %% ../nbs/07_train.ipynb #cell-48
 RESNET = Recipe('sgd', .1, 128, 400, (120, 240, 320), gamma=.2, weight_decay=5e-4)   # A.2
 PYRAMID = Recipe('sgd', .25, 64, 300, (150, 225), weight_decay=1e-4)                 # A.3
 BINARY = Recipe('adam', 2e-4, 128, 350, (150, 250))                                  # A.4; binary weights, their real ones trained
 IMAGE_RECIPES = {'resnet18': RESNET, 'pyramidnet': PYRAMID, 'binary_resnet18': BINARY}
 
-# %% ../nbs/07_train.ipynb #cell-46
+# %% ../nbs/07_train.ipynb #cell-49
 def image_row(name:str,        # e.g. 'ERM', 'LS 0.1', 'CutMix', 'KD', 'KD T=5', 'XCL-Mix T=1.5', or a key of `generated`
               classes:int,
               temper:str='members',   # how an ensemble is tempered: 'members' or 'mean'
@@ -481,7 +485,7 @@ def image_row(name:str,        # e.g. 'ERM', 'LS 0.1', 'CutMix', 'KD', 'KD T=5',
     T = float(found[2] or 1)
     return method, Categorical(classes, T, temper, scale_t2 and T != 1)      # at T = 1 there is nothing to scale
 
-# %% ../nbs/07_train.ipynb #cell-47
+# %% ../nbs/07_train.ipynb #cell-50
 TEACHERS = {'ResNet-18': ('resnet18', 'ERM'), '+ LS 0.1': ('resnet18', 'LS 0.1'), '+ MixUp': ('resnet18', 'MixUp'),
             '+ CutMix': ('resnet18', 'CutMix'), 'PyramidNet + CutMix': ('pyramidnet', 'CutMix')}   # Table 2: network, row
 
@@ -515,13 +519,13 @@ def image_teachers(kind:str,   # a key of TEACHERS
     net, row = TEACHERS[kind]
     return tuple(image_run(row, data, 1000*seed + m, budget, shapes, net=net, **kw) for m in range(1, members + 1))
 
-# %% ../nbs/07_train.ipynb #cell-51
+# %% ../nbs/07_train.ipynb #cell-54
 IMAGENET = Recipe('sgd', .4, 1024, 300, weight_decay=1e-4, schedule='cosine', warmup=5., warmup_lr=.1, part=128)     # A.5
 IMAGENET_ROWS = {k: (METHODS[k], 1e-4) for k in ('ERM', 'CutMix', 'KD')} | {           # row -> method, weight decay
     'MixUp': (replace(METHODS['MixUp'], transfer=MixUp(.2)), 1e-4), 'XCL-Mix': (METHODS['XCL-Mix'], 1e-5)}
 IMAGENET_ROWS = {k: IMAGENET_ROWS[k] for k in ('ERM', 'MixUp', 'CutMix', 'KD', 'XCL-Mix')}     # as Table 1 has them
 
-# %% ../nbs/07_train.ipynb #cell-52
+# %% ../nbs/07_train.ipynb #cell-55
 def imagenet_run(row:str,        # a key of IMAGENET_ROWS or of `generated`
                  data:Config,    # FolderData
                  seed:int,
@@ -543,7 +547,7 @@ def imagenet_run(row:str,        # a key of IMAGENET_ROWS or of `generated`
     if not asks: kw = {k: v for k, v in kw.items() if k != 'teacher_precision'}
     return Train('imagenet_resnet', Categorical(data.classes), data, method, recipe, seed, teachers if asks else (), shape=shape, **kw)
 
-# %% ../nbs/07_train.ipynb #cell-57
+# %% ../nbs/07_train.ipynb #cell-60
 def gan_rows(generator:Config,   # has .opened_generator(machine)
              n:int,              # images of the stored set
              seed:int,           # of the stored set; the online row paints from its run's seed

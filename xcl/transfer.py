@@ -181,6 +181,7 @@ class Batch:
         "The inputs that a teacher has to be asked about."
         return self.inputs if self.row is None else tuple(t[:len(self.index)] for t in self.inputs)
 
+# %% ../nbs/06_transfer.ipynb #cell-22
 def batch_at(ex:Examples,       # the training set
              transfer:Transfer, # Empirical, MixUp, CutMix, Coin
              size:int,          # batch size
@@ -197,6 +198,7 @@ def batch_at(ex:Examples,       # the training set
     mix = mix.to(x.device)
     return Batch((mix.images(x), *map(mix.blend, rest)), index, mix)
 
+# %% ../nbs/06_transfer.ipynb #cell-23
 @dataclass(frozen=True, eq=False)
 class Batches:
     "The batches of a run. Called with a step; the other arguments are those of `batch_at`."
