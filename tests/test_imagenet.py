@@ -1,10 +1,12 @@
 """Section A.5 across notebooks: a folder of a user's own, a teacher from elsewhere, and many processes asked for."""
 import json
 import re
+import shutil
 from types import SimpleNamespace
 
 import papermill
 import pytest
+import torch
 from children import folder
 from conftest import ROOT
 from PIL import Image
@@ -14,8 +16,8 @@ from xcl.deploy import pack
 from xcl.folders import PhotoAugment
 from xcl.launch import read_plan
 from xcl.pretrained import TeacherMismatch
-from xcl.runs import ensure, rng
-from xcl.train import IMAGENET_ROWS, trained
+from xcl.runs import Run, ensure, rng
+from xcl.train import IMAGENET_ROWS, Loop, pack_state, trained
 
 NOTEBOOK = ROOT/'nbs'/'imagenet.ipynb'
 
@@ -86,6 +88,29 @@ def test_the_run_is_named_by_what_it_saw(photos, good):
     assert a.hash == b.hash and str(photos) not in json.dumps(a.plain())
     assert a.hash != imagenet.imagenet_run('ERM', imagenet.replace(S.data, augment=PhotoAugment(lighting=0.)), 1, .1, ()).hash
     assert set(IMAGENET_ROWS) < set(imagenet.ROWS)
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_a_run_resumes_bit_for_bit_although_workers_are_ahead(photos, xcl_home, workers):
+    "Batches that were made and never used are made again; who makes them does not matter."
+    S, ends = section(photos, workers=workers, budget=.01), []
+    cfg = imagenet.student(S, 'ERM', 1, (), {})
+    for stops in (), (1, 4, 5):
+        run = Run(cfg, S.machine)
+        shutil.rmtree(run.folder, ignore_errors=True)
+        run.folder.mkdir(parents=True)
+        loop = Loop(cfg, run)
+        while loop.step < loop.steps:
+            loop.train_step()
+            if loop.step % loop.per_epoch == 0: loop.end_epoch()
+            if loop.step in stops:
+                loop.save()
+                loop.train.rest()
+                loop = Loop(cfg, run)
+        loop.train.rest()
+        ends.append((pack_state(loop.net, loop.opt, loop.track), loop.curve))
+    (a, curve_a), (b, curve_b) = ends
+    assert curve_a == curve_b and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def execute(tmp_path, **params):
