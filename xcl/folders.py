@@ -37,7 +37,7 @@ SUFFIXES = '.jpeg', '.jpg', '.png', '.webp'
 
 def class_folders(split:Path)->tuple: # of names, in label order
     "Return the names of a split's class folders. Raises FileNotFoundError where there are none, ValueError where numbers are missing."
-    names = sorted(e.name for e in os.scandir(split) if e.is_dir()) if split.is_dir() else []
+    names = sorted(e.name for e in os.scandir(split) if e.is_dir() and not e.name.startswith('.')) if split.is_dir() else []
     if not names: raise FileNotFoundError(f'{split} holds no class folders; expected {split.name}/<class>/<image>')
     if not all(n.isdecimal() for n in names): return tuple(names)
     lacks = sorted({*range(len(names))} - {*map(int, names)})
@@ -68,8 +68,8 @@ def listed(split:Path)->Files:
     classes, rows = class_folders(split), []
     for y, c in enumerate(classes):
         found = sorted((e.name, e.stat()) for e in os.scandir(split/c) if e.name.lower().endswith(SUFFIXES))
+        if not found: raise FileNotFoundError(f'{split/c}: no images; expected files that end in {", ".join(SUFFIXES)}')
         rows += [(os.fsencode(f'{c}/{name}'), y, s.st_size, s.st_mtime_ns) for name, s in found]
-    if not rows: raise FileNotFoundError(f'{split}: no images; expected files that end in {", ".join(SUFFIXES)}')
     names, *numbers = zip(*rows)
     return Files(split, classes, np.array(names), *(np.array(t, np.int64) for t in numbers))
 
@@ -200,7 +200,9 @@ def trained_on(path:Path, size:int, augment:PhotoAugment, u:np.ndarray)->np.ndar
     image.draft('RGB', (math.ceil(w*size/cw), math.ceil(h*size/ch)))      # at least as many pixels as are asked for
     kx, ky = image.width/w, image.height/h
     x = torch.from_numpy(np.array(rgb(image, path))).permute(2, 0, 1)
-    x = resized_crop(x, int(ky*top), int(kx*left), math.ceil(ky*ch), math.ceil(kx*cw), [size, size], antialias=True).permute(1, 2, 0).numpy()
+    top, left = int(ky*top), int(kx*left)
+    ch, cw = min(math.ceil(ky*ch), image.height - top), min(math.ceil(kx*cw), image.width - left)     # rounding must not reach over the edge
+    x = resized_crop(x, top, left, ch, cw, [size, size], antialias=True).permute(1, 2, 0).numpy()
     return x[:, ::-1] if augment.flip and u[2*_TRIES + 2] < .5 else x
 
 # %% ../nbs/01b_folders.ipynb #cell-28

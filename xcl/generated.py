@@ -9,6 +9,7 @@ __all__ = ['GENERATORS', 'ImageGenerator', 'register_generator', 'External', 'ex
 
 # %% ../nbs/06c_generated.ipynb #cell-2
 import hashlib
+import importlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -84,6 +85,8 @@ def register_generator(name:str,      # what configs will call it
 
 def _registered(name, machine):
     "(generator, sixteen hex digits that name its class vectors and, where the network is a module, its weights)."
+    module, colon, function = name.partition(':')
+    if colon and name not in GENERATORS: register_generator(name, getattr(importlib.import_module(module), function))
     if name not in GENERATORS:
         raise ValueError(f'no generator is registered as {name!r}; registered: {", ".join(GENERATORS) or "none"}. See register_generator')
     g = GENERATORS[name](machine)

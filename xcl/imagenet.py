@@ -8,7 +8,7 @@ __all__ = ['PRESETS', 'RULES', 'ROWS', 'presets', 'section', 'taught_by', 'check
            'paper_work', 'cost_table']
 
 # %% ../nbs/10b_imagenet.ipynb #cell-2
-import importlib
+import math
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,7 +23,7 @@ from .data import class_score
 from .drawn import drawn_folder
 from .folders import HOW, Thumbnails, crops_of, fetched, folder_data, v2_sets, workers_of
 from .gans import GAN_RECIPES, BigGAN
-from .generated import GeneratedSet, Offline, Sampled, external, register_generator
+from .generated import GeneratedSet, Offline, Sampled, external
 from .launch import command, pending, write_plan
 from .models.imagenet import DEPTHS, ResNet, flops, timm_network
 from .pretrained import check_teacher, pretrained
@@ -106,13 +106,10 @@ def checked_teacher(S:SimpleNamespace, teacher:tuple, most:int=2000)->pd.DataFra
     return check_teacher(fold(teacher[0].network(S.machine)).to(S.machine.device), some.x, some.y, S.names)
 
 def generated(S:SimpleNamespace)->dict: # name -> transfer set; {} without the row XCL-GAN
-    "The stored set of section A.6: half of each batch. Its generator is registered from `module:function`, or a BigGAN of thumbnails, trained here."
+    "The stored set of section A.6: half of each batch. Its generator is `module:function`, or a BigGAN of thumbnails, trained here."
     P = S.P
     if 'XCL-GAN' not in P.rows: return {}
-    if P.generator:
-        module, _, name = P.generator.partition(':')
-        register_generator(P.generator, getattr(importlib.import_module(module), name))
-        maker = external(P.generator, S.machine)
+    if P.generator: maker = external(P.generator, S.machine)
     else:
         recipe = GAN_RECIPES[P.gan].scaled(P.gan_budget)
         maker = BigGAN(Thumbnails('folder', S.data.classes, digest=S.data.digest, size=32, train_size=P.train_size), recipe, P.seed,
@@ -170,9 +167,9 @@ def run_all(S:SimpleNamespace, grid:dict)->dict: # (row, seed) -> list of finish
     return classify.run_all(S, grid)
 
 # %% ../nbs/10b_imagenet.ipynb #cell-16
-def _rate(f, images, repeat):
-    "Images per second of calls of `f`, after one that does not count."
-    f()
+def _rate(f, images, repeat, before=1):
+    "Images per second of calls of `f`, after some that do not count."
+    for _ in range(before): f()
     start = time.perf_counter()
     for _ in range(repeat): f()
     return images*repeat/(time.perf_counter() - start)
@@ -193,7 +190,8 @@ class Kept:
 def step_rates(S:SimpleNamespace, cfg:Train, steps:int=8)->tuple: # (step alone, both)
     "Images per second of a run's training, with its batches there and with its batches made by workers. Nothing is kept."
     fed, alone = (Loop(cfg, Run(cfg, replace(S.machine, processes=1))) for _ in range(2))
-    both = _rate(fed.train_step, cfg.recipe.batch, steps)
+    stock = math.ceil(2*workers_of(S.machine)/cfg.recipe.parts)      # steps that what workers have made in the meantime lasts for
+    both = _rate(fed.train_step, cfg.recipe.batch, steps + stock, 1 + stock)
     fed.train.rest()
     alone.batch = Kept(alone.batch, range(alone.parts))
     return _rate(alone.train_step, cfg.recipe.batch, steps), both
@@ -234,7 +232,7 @@ def cost_table(S:SimpleNamespace, rates:pd.DataFrame, # of `speed`
     seconds = {k: c.recipe.steps(len(train))*c.recipe.batch/rates['both'][k] for k, c in configs.items()}
     sustained = sum(done.values())/sum(seconds.values())       # operations a second, over the rows that were timed
     for row, total in paper_work().items():
-        here = {'this section (TFLOP)': done[row]/1e12, 'this section (min, measured)': seconds[row]/60} if row in done else {}
+        here = {'this section (TFLOP)': done[row]/1e12, 'this section (min, one process, from its rate)': seconds[row]/60} if row in done else {}
         rows[row] = here | {'paper (EFLOP)': total/1e18, f'paper (days at {sustained/1e9:.0f} GFLOP/s, as here)': total/sustained/86400,
                             f'paper (GPU hours at {tflops:g} TFLOP/s, assumed)': total/tflops/1e12/3600}
     return pd.DataFrame(rows).T.rename_axis('one run')

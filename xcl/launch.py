@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from . import gans, pretrained, refine  # noqa: F401  (what a plan may name)
-from .runs import Machine, Run, agreed, config_kinds, ensure, home, processes, write_json
+from .runs import Machine, Run, agreed, config_kinds, ensure, home, processes, wait_up_to, write_json
 
 # %% ../nbs/09c_launch.ipynb #cell-5
 def from_plain(v):
@@ -67,7 +67,9 @@ def pending(configs:list)->list:
 def join(asked:int)->str: # the device of this process
     "Join the processes that `torchrun` started. Raises SystemExit for fewer than `asked`, fewer GPUs than processes, or no common folder."
     world, local = (int(os.environ.get(k, 1)) for k in ('WORLD_SIZE', 'LOCAL_WORLD_SIZE'))
+    first = os.environ.get('RANK', '0') == '0'
     if world < asked:
+        if not first: raise SystemExit(1)        # one of them says why
         raise SystemExit(f'{asked} processes were asked for, {world} started. Start them with: torchrun --nproc-per-node {asked} -m xcl.launch, '
                          f'or ask for fewer: --processes {world}')
     gpus = torch.cuda.device_count()
@@ -75,7 +77,8 @@ def join(asked:int)->str: # the device of this process
     device = f'cuda:{os.environ.get("LOCAL_RANK", 0)}' if gpus else 'cpu'
     if gpus: torch.cuda.set_device(device)
     if 'WORLD_SIZE' in os.environ:
-        dist.init_process_group('cpu:gloo,cuda:nccl' if gpus else 'gloo', timeout=timedelta(hours=12))
+        dist.init_process_group('cpu:gloo,cuda:nccl' if gpus else 'gloo', timeout=timedelta(minutes=30))
+        wait_up_to(hours=72)
         check_home()
     return device
 
@@ -98,7 +101,9 @@ def _lost(e)->bool:
 def work(configs:list, machine:Machine)->None:
     "Make the runs of a plan, in order. Raises SystemExit, with advice, when another process is gone or this one is told to stop."
     rank, world = processes()
-    advice = 'Start the same command again: it goes on from the last checkpoint, with the same number of processes or another.'
+    advice = ('Start the same command again: it goes on from the last checkpoint. '
+              'With another number of processes, change --nproc-per-node and --processes.')
+    if rank == 0: print(f'{len(configs)} runs, {world} process{"es"*(world > 1)}. Should it stop: {advice[0].lower()}{advice[1:]}', flush=True)
     def stop(*_): raise SystemExit(f'process {rank} of {world} was told to stop while it worked on {at}. {advice}')
     before, at = signal.signal(signal.SIGTERM, stop), 'nothing'
     try:
@@ -122,7 +127,8 @@ def main(words:list=None)->None: # of the command line
     p.add_argument('--checkpoint-s', type=float, default=30., help='seconds between checkpoints')
     a = p.parse_args(words)
     device = join(a.processes)
-    work(read_plan(a.plan), Machine(device, a.data_dir, checkpoint_s=a.checkpoint_s, workers=a.workers, processes=a.processes, weights=a.weights))
+    here = Machine(device, a.data_dir, processes()[0] == 0, a.checkpoint_s, workers=a.workers, processes=a.processes, weights=a.weights)
+    work(read_plan(a.plan), here)
     if dist.is_initialized(): dist.destroy_process_group()
 
 if __name__ == '__main__' and '__file__' in globals(): main()

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['place_key', 'rng', 'torch_rng', 'seeded', 'Config', 'config_kinds', 'write_atomic', 'write_json', 'write_tensors',
-           'read_tensors', 'root', 'home', 'Machine', 'processes', 'by_itself', 'agreed', 'provenance', 'merged', 'Run',
-           'slug_of', 'RunConfig', 'nested_runs', 'locked', 'ensure', 'is_live', 'progress', 'ParameterError',
-           'checked']
+           'read_tensors', 'root', 'home', 'Machine', 'processes', 'by_itself', 'agreed', 'wait_up_to', 'provenance',
+           'merged', 'Run', 'slug_of', 'RunConfig', 'nested_runs', 'locked', 'ensure', 'is_live', 'progress',
+           'ParameterError', 'checked']
 
 # %% ../nbs/00_runs.ipynb #cell-2
 import contextlib
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from dataclasses import MISSING, dataclass, fields
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace, UnionType
 from typing import Union, get_args, get_origin
@@ -173,6 +174,7 @@ class Machine:
 
 # %% ../nbs/00_runs.ipynb #cell-26
 _BY_ITSELF = []      # not empty while the others wait
+_PATIENT = []        # the group in which processes wait for each other for as long as it takes
 
 def processes()->tuple: # (number of this one, how many)
     "The processes that work on a run together, as `torchrun` started them; (0, 1) for one alone."
@@ -190,8 +192,12 @@ def agreed(value):
     "What the first process says (JSON types), in all of them."
     if processes()[1] == 1: return value
     said = [value]
-    dist.broadcast_object_list(said, 0)
+    dist.broadcast_object_list(said, 0, group=_PATIENT[-1] if _PATIENT else None)
     return said[0]
+
+def wait_up_to(hours:float)->None:
+    "Let `agreed` wait so long, e.g. while the first process makes something by itself; sums over processes keep the time limit of their group."
+    _PATIENT.append(dist.new_group(backend='gloo', timeout=timedelta(hours=hours)))
 
 # %% ../nbs/00_runs.ipynb #cell-27
 def _git(*args):
@@ -261,7 +267,7 @@ def load_checkpoint(self:Run)->tuple|None: # (tensors, state)
 
 @patch(as_prop=True)
 def cpu_s(self:Run)->float:
-    "Processor seconds spent on this run, interrupted attempts included up to their last checkpoint."
+    "Processor seconds that the (first) process spent on this run, without its workers; interrupted attempts included up to their last checkpoint."
     return round(self._spent + time.process_time() - self._since, 1)
 
 # %% ../nbs/00_runs.ipynb #cell-35
@@ -323,19 +329,19 @@ def ensure(cfg:RunConfig,         # what is wanted
     "The finished run of `cfg`: found, resumed or made; the runs inside its config first."
     run = Run(cfg, machine)
     first = processes()[0] == 0
-    if agreed(run.done):
+    if agreed(first and run.done):
         if first: (run.folder/'checkpoint.safetensors').unlink(missing_ok=True)   # of a process killed between its last two instructions
         return run
     for f in fields(cfg):
         for parent in nested_runs(getattr(cfg, f.name)): ensure(parent, machine)
     with locked(run) if first else contextlib.nullcontext():
-        if agreed(run.done): return run      # another process finished it while this one waited
+        if agreed(first and run.done): return run      # another process finished it while this one waited
         if first: write_json(run.folder/'config.json', cfg.plain())
         run._made_by, run._since = provenance(run.machine.device), time.process_time()
         if cfg.together: cfg.make(run)
         elif first:
             with by_itself(): cfg.make(run)
-    if not agreed(run.done): raise RuntimeError(f'{cfg.slug}: make() ended without run.finish(...)')
+    if not agreed(first and run.done): raise RuntimeError(f'{cfg.slug}: make() ended without run.finish(...)')
     return run
 
 # %% ../nbs/00_runs.ipynb #cell-48

@@ -31,7 +31,7 @@ from .losses import Categorical, Gaussian, Point
 from .models.binary import BINARY_NETS
 from .models.cifar import CIFAR_NETS
 from .models.gaze import GAZE_NETS
-from .runs import Config, Machine, Run, RunConfig, ensure, processes, progress, seeded, slug_of
+from .runs import Config, Machine, Run, RunConfig, agreed, ensure, processes, progress, seeded, slug_of
 from .teachers import Teacher, fast_layout, fold, predict
 from .transfer import Batch, Coin, CutMix, Empirical, MixUp, Transfer
 
@@ -314,6 +314,7 @@ class Loop:
         if found := run.load_checkpoint():
             unpack_state(found[0], self.net, self.opt, self.track)
             self.step, self.curve = found[1]['step'], found[1]['curve']
+        if agreed(self.step) != self.step: raise ValueError(f'process {self.rank} found another checkpoint, of step {self.step}, than process 0')
         self.saved_at, self.seen = time.monotonic(), None    # seen: `validate` after the last epoch
         self.forward, self.norms = forward_of(self), RunningStats(self.net) if self.parts > 1 else None
         self.batch.ahead(k for step in range(self.step, self.steps) for k in self.own(step))
