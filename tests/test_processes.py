@@ -75,7 +75,7 @@ def test_two_processes_train_as_one(tmp_path):
 
 def test_parts_are_the_whole_batch_where_images_do_not_meet(tmp_path, xcl_home):
     "ERM without BatchNorm: the gradient of a batch is the mean of its parts' gradients."
-    whole, parts = (ensure(lenet('ERM', part=p, optimiser='sgd', lr=.01), Machine('cpu', progress=False)) for p in (0, 8))    # Adam hides a factor
+    whole, parts = (ensure(lenet('ERM', part=p, optimiser='sgd', lr=3e-4), Machine('cpu', progress=False)) for p in (0, 8))    # Adam hides a factor
     for x, y in zip(whole.curve, parts.curve, strict=True): assert x == pytest.approx(y, rel=1e-4)
 
 

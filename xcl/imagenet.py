@@ -78,6 +78,7 @@ def section(P:SimpleNamespace,  # checked parameters
            )->SimpleNamespace:  # P, data, names, machine, v2, words, out, stem
     "A section, ready to ask for runs. Raises ParameterError, and what `folder_data` and `v2_sets` raise."
     P.rows = _rows(P.rows)
+    if 'rows' in P.changed: P.changed['rows'] = '+'.join(P.rows)       # it becomes a part of file names
     _check(P)
     P.seeds, P.shared_teacher, P.members = list(range(P.seed, P.seed + P.seeds)), True, 1
     folder = str(drawn_folder(0, P.drawn, max(2, P.drawn//2))) if P.dataset == 'drawn' else P.data_dir
