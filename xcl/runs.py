@@ -107,10 +107,10 @@ class Config:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 def config_kinds()->dict: # name -> class
-    "All kinds of config that are known to this process."
+    "All kinds of config that are known to this process. Of two of one name, as in a notebook that defines what it exports, the package's own."
     found = [Config]
     for c in found: found += c.__subclasses__()
-    return {c.__name__: c for c in found}
+    return {c.__name__: c for c in sorted(found, key=lambda c: c.__module__.startswith('xcl.'))}
 
 # %% ../nbs/00_runs.ipynb #cell-20
 def write_atomic(path:Path,   # where to
