@@ -252,7 +252,9 @@ PICKLES = re.compile(r'\b(c?[pP]ickle|dill|joblib|shelve|marshal)\b|read_pickle|
 
 
 ALLOWED = {   # torchvision's CIFAR folders are pickles: opened by one function, once their md5 is that of its table (see test_image_data.py)
-    'xcl/data.py': ['import pickle', 'pickle.UnpicklingError', 'pickle.loads']}
+    'xcl/data.py': ['import pickle', 'pickle.UnpicklingError', 'pickle.loads'],
+    # weights that others trained come as .pth: read as tensors and plain values only
+    'xcl/pretrained.py': ['import pickle', 'pickle.UnpicklingError', 'torch.load']}
 
 
 def pickling(code):
@@ -274,6 +276,13 @@ def test_the_one_function_that_unpickles_checks_the_md5_first():
     lines = [ast.unparse(o) for o in f.body]
     check, load = (next(i for i, o in enumerate(lines) if word in o) for word in ('_md5(path)', 'pickle.loads'))
     assert f.name == '_unpickled' and check < load and lines[check].startswith('if') and 'raise ValueError' in lines[check]
+
+
+def test_weights_from_elsewhere_are_read_as_tensors_only():
+    "Every torch.load says weights_only=True, literally."
+    calls = [o for o in ast.walk(ast.parse((ROOT/'xcl'/'pretrained.py').read_text(encoding='utf-8')))
+             if isinstance(o, ast.Call) and ast.unparse(o.func) == 'torch.load']
+    assert calls and all({k.arg: ast.unparse(k.value) for k in o.keywords}.get('weights_only') == 'True' for o in calls)
 
 
 TINY = teacher(recipe=replace(SMALL, batch=64, epochs=1, milestones=()))   # one step
