@@ -34,10 +34,11 @@ PRESETS = dict(
     paper=dict(_SAME, dataset='cifar100', train_size=0, budget=1., width=64, members=8, seeds=3, val_every=1, depth=200, alpha=240.))
 
 def presets(names:tuple,  # parameters left at None that the notebook has
+            of:dict=PRESETS,   # preset -> {parameter: value}
             **changes,    # preset -> {parameter: value} of the section
            )->dict:       # preset -> {parameter: value}
     "Presets of a section."
-    return {p: {k: v for k, v in {**d, **changes.get(p, {})}.items() if k in names} for p, d in PRESETS.items()}
+    return {p: {k: v for k, v in {**d, **changes.get(p, {})}.items() if k in names} for p, d in of.items()}
 
 RULES = dict(seed=slice(1, 900), seeds=slice(1, 99), budget=slice(.001, 1), teacher_budget=slice(.001, 1), members=slice(1, 64), width=slice(1, 1024),
              train_size=slice(0, 10**7), val_fraction=slice(0, .9), val_every=slice(1, 10**4), dataset=IMAGE_SOURCES, precision=('fp32', 'bf16'),
