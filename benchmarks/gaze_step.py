@@ -5,7 +5,7 @@
 
 *Plain* is what published code usually does: a `Dataset` that converts image by image, `DataLoader` with default collate and shuffling,
 Adam with its default settings, contiguous layout, teachers as ordinary modules under `no_grad`, mixing written out.
-*Ours* is `xcl.train.Loop.train_step`: the code that trains, not a copy of it.
+*Ours* is `xcl.train.Trainer.train_step`: the code that trains, not a copy of it.
 Same data, networks, losses, batch and recipe on both sides, teachers trained for one epoch, validation and checkpoints left out on both.
 
 KD is where the work differs on purpose: a plain loop asks the teacher at every step, ours reads answers that were filled once before the loop.
@@ -14,6 +14,7 @@ So KD has a second row, which adds the time of filling, spread over all steps of
 Machines drift, so the two sides take turns, in blocks of steps. A time is the median over blocks; a ratio is the median of the ratios of
 neighbouring blocks, given with its quartiles. Only ratios of one run should be quoted.
 """
+
 import argparse
 import json
 import os
@@ -28,58 +29,81 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import ToTensor
 
-from xcl.eyes import EyeData
-from xcl.losses import Gaussian
-from xcl.runs import Machine, Run, ensure, provenance
+from xcl.gaze_data import EyeData
+from xcl.likelihoods import Gaussian
+from xcl.runs import Run, ensure
+from xcl.runtime import RuntimeConfig, provenance
 from xcl.teachers import Teacher, predict
-from xcl.train import GAZE_STUDENT, GAZE_TEACHER, METHODS, NETS, Loop, Train, gaze_students, trained
+from xcl.train import (
+    GAZE_STUDENT,
+    GAZE_TEACHER,
+    METHODS,
+    NETS,
+    Train,
+    Trainer,
+    gaze_students,
+    trained,
+)
 
-AIM = 2.   # times as fast as the plain loop
+AIM = 2.0  # times as fast as the plain loop
 
 
 class Eyes(Dataset):
     "Eyes as NumPy arrays, converted one by one."
+
     def __init__(self, ex):
-        self.x, self.pose, self.y = ex.x.permute(0, 2, 3, 1).numpy(), ex.extra.numpy(), ex.y.numpy()
+        self.x, self.pose, self.y = ex.x.permute(0, 2, 3, 1).numpy(), ex.aux.numpy(), ex.y.numpy()
         self.convert = ToTensor()
 
-    def __len__(self): return len(self.x)
-    def __getitem__(self, i): return self.convert(self.x[i]), torch.from_numpy(self.pose[i]), torch.from_numpy(self.y[i])
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        return self.convert(self.x[i]), torch.from_numpy(self.pose[i]), torch.from_numpy(self.y[i])
 
 
-def mixup(x, pose, alpha=1.):
+def mixup(x, pose, alpha=1.0):
     "MixUp of a batch as it is usually written."
     lam, other = np.random.beta(alpha, alpha), torch.randperm(len(x))
-    return lam*x + (1 - lam)*x[other], lam*pose + (1 - lam)*pose[other]
+    return lam * x + (1 - lam) * x[other], lam * pose + (1 - lam) * pose[other]
 
 
 def endless(loader):
-    while True: yield from loader
+    while True:
+        yield from loader
 
 
 class Plain:
     "The plain loop; `step` is what stands in its body."
-    def __init__(self, cfg, train, machine):
-        self.cfg, self.family = cfg, cfg.family
-        self.net = NETS[cfg.net](cfg.family.n_out).train()
-        self.teachers = [self.as_usual(ensure(t, machine)) for t in cfg.teachers]
-        self.opt = torch.optim.Adam(self.net.parameters(), cfg.recipe.lr, weight_decay=cfg.recipe.weight_decay)
-        self.batches = endless(DataLoader(Eyes(train), cfg.recipe.batch, shuffle=True, drop_last=True))
+
+    def __init__(self, cfg, train, runtime):
+        self.cfg, self.likelihood = cfg, cfg.likelihood
+        self.net = NETS[cfg.net](cfg.likelihood.n_out).train()
+        self.teachers = [self.as_usual(ensure(t, runtime)) for t in cfg.teachers]
+        self.opt = torch.optim.Adam(
+            self.net.parameters(), cfg.recipe.lr, weight_decay=cfg.recipe.weight_decay
+        )
+        self.batches = endless(
+            DataLoader(Eyes(train), cfg.recipe.batch, shuffle=True, drop_last=True)
+        )
 
     def as_usual(self, run):
-        net = NETS[run.cfg.net](run.cfg.family.n_out)
+        net = NETS[run.cfg.net](run.cfg.likelihood.n_out)
         net.load_state_dict(run.tensors())
         return net.eval()
 
     def step(self):
         x, pose, y = next(self.batches)
-        if self.cfg.method.name == 'XCL-Mix': x, pose = mixup(x, pose)
+        if self.cfg.method.name == 'XCL-Mix':
+            x, pose = mixup(x, pose)
         self.opt.zero_grad()
         out = self.net(x, pose)
         if self.teachers:
-            with torch.no_grad(): answer = self.family.combine(torch.stack([t(x, pose) for t in self.teachers]))
-            loss = self.family.kl(out, answer)
-        else: loss = self.family.nll(out, y)
+            with torch.no_grad():
+                answer = self.likelihood.combine(torch.stack([t(x, pose) for t in self.teachers]))
+            loss = self.likelihood.kl(out, answer)
+        else:
+            loss = self.likelihood.nll(out, y)
         loss.backward()
         self.opt.step()
         return loss.item()
@@ -87,34 +111,43 @@ class Plain:
 
 def rows(data):
     "(method, members) -> config, at the paper's recipe."
-    short = replace(GAZE_TEACHER, epochs=1, milestones=())      # weights don't change the time of a step
-    members = tuple(Train('preact_resnet', Gaussian(), data, METHODS['ERM'], short, seed) for seed in range(8))
-    by_members = {m: gaze_students(data, 1, 1., members[:m]) for m in (1, 8)}
-    return {('ERM', 0): by_members[1]['ERM'], **{(k, m): by_members[m][k] for k in ('KD', 'XCL-Mix') for m in (1, 8)}}
+    short = replace(
+        GAZE_TEACHER, epochs=1, milestones=()
+    )  # weights don't change the time of a step
+    members = tuple(
+        Train('preact_resnet', Gaussian(), data, METHODS['ERM'], short, seed) for seed in range(8)
+    )
+    by_members = {m: gaze_students(data, 1, 1.0, members[:m]) for m in (1, 8)}
+    return {
+        ('ERM', 0): by_members[1]['ERM'],
+        **{(k, m): by_members[m][k] for k in ('KD', 'XCL-Mix') for m in (1, 8)},
+    }
 
 
 def timed(f, n=1):
     "Milliseconds per call, over n calls."
     t = time.perf_counter()
-    for _ in range(n): f()
-    return 1e3*(time.perf_counter() - t)/n
+    for _ in range(n):
+        f()
+    return 1e3 * (time.perf_counter() - t) / n
 
 
 def ratio(plain, ours):
     "Median and quartiles of the blocks' ratios."
-    q = np.quantile(np.array(plain)/np.array(ours), [.5, .25, .75])
+    q = np.quantile(np.array(plain) / np.array(ours), [0.5, 0.25, 0.75])
     return dict(zip(('ratio', 'ratio_q1', 'ratio_q3'), q.round(2).tolist()))
 
 
-def measure(cfg, machine, blocks, steps):
+def measure(cfg, runtime, blocks, steps):
     "Times of one row, both sides in turns: plain and ours as lists of ms per step, and the filling of answers, ms per step of the recipe."
-    loop = Loop(cfg, Run(cfg, machine))
-    plain = Plain(cfg, loop.train, machine)
-    fill = 0.
+    loop = Trainer(cfg, Run(cfg, runtime))
+    plain = Plain(cfg, loop.train, runtime)
+    fill = 0.0
     if cfg.method.name == 'KD':
-        teacher = Teacher([trained(ensure(t, machine)) for t in cfg.teachers], cfg.family)
-        fill = timed(lambda: predict(teacher, loop.train))/loop.steps
-    for f in plain.step, loop.train_step: timed(f, 5)
+        teacher = Teacher([trained(ensure(t, runtime)) for t in cfg.teachers], cfg.likelihood)
+        fill = timed(lambda: predict(teacher, loop.train)) / loop.steps
+    for f in plain.step, loop.train_step:
+        timed(f, 5)
     times = [(timed(plain.step, steps), timed(loop.train_step, steps)) for _ in range(blocks)]
     return *map(list, zip(*times)), fill
 
@@ -122,38 +155,81 @@ def measure(cfg, machine, blocks, steps):
 def table(data, threads, blocks, steps):
     "One line per row of the benchmark."
     torch.set_num_threads(threads)
-    machine, out = Machine('cpu', progress=False), []
+    runtime, out = RuntimeConfig('cpu', progress=False), []
     for (method, members), cfg in rows(data).items():
-        plain, ours, fill = measure(cfg, machine, blocks, steps)
-        for name, extra in ((method, 0.), *([('KD, filling included', fill)] if fill else ())):
-            out.append(dict(method=name, members=members, threads=threads, plain_ms=round(float(np.median(plain)), 2),
-                            ours_ms=round(float(np.median(ours)) + extra, 2), **ratio(plain, [t + extra for t in ours])))
+        plain, ours, fill = measure(cfg, runtime, blocks, steps)
+        for name, extra in ((method, 0.0), *([('KD, filling included', fill)] if fill else ())):
+            out.append(
+                dict(
+                    method=name,
+                    members=members,
+                    threads=threads,
+                    plain_ms=round(float(np.median(plain)), 2),
+                    ours_ms=round(float(np.median(ours)) + extra, 2),
+                    **ratio(plain, [t + extra for t in ours]),
+                )
+            )
     return out
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument('--threads', type=int, nargs='+', default=[1], help='measured one after the other (default: 1)')
+    p.add_argument(
+        '--threads',
+        type=int,
+        nargs='+',
+        default=[1],
+        help='measured one after the other (default: 1)',
+    )
     p.add_argument('--blocks', type=int, default=9, help='turns of each side (default: 9)')
     p.add_argument('--steps', type=int, default=10, help='steps in a block (default: 10)')
-    p.add_argument('--per-person', type=int, default=500, help='eyes of each of 15 procedural people (default: 500)')
-    p.add_argument('--out', type=Path, help='.json (with provenance) or .csv to write to (default: print only)')
+    p.add_argument(
+        '--per-person',
+        type=int,
+        default=500,
+        help='eyes of each of 15 procedural people (default: 500)',
+    )
+    p.add_argument(
+        '--out', type=Path, help='.json (with provenance) or .csv to write to (default: print only)'
+    )
     a = p.parse_args()
-    if a.out and a.out.suffix not in ('.json', '.csv'): p.error(f'--out is {a.out}; allowed: a name that ends in .json or .csv')
+    if a.out and a.out.suffix not in ('.json', '.csv'):
+        p.error(f'--out is {a.out}; allowed: a name that ends in .json or .csv')
     data = EyeData('procedural', split=1, per_person=a.per_person)
     with tempfile.TemporaryDirectory() as home:
         os.environ['XCL_HOME'] = home
         frame = pd.DataFrame([row for t in a.threads for row in table(data, t, a.blocks, a.steps)])
-    made = dict(provenance(), cores=os.cpu_count(), load_1min=round(os.getloadavg()[0], 2), batch=GAZE_STUDENT.batch, blocks=a.blocks, steps=a.steps)
-    made.pop('threads')   # a column
+    made = dict(
+        provenance(),
+        cores=os.cpu_count(),
+        load_1min=round(os.getloadavg()[0], 2),
+        batch=GAZE_STUDENT.batch,
+        blocks=a.blocks,
+        steps=a.steps,
+    )
+    made.pop('threads')  # a column
     print(frame.to_string(index=False), '\n\n', json.dumps(made), sep='')
     short = frame[frame.ratio < AIM]
-    print(f'aim: {AIM:g} times as fast as plain;', 'met by all rows' if short.empty else 'not met by: ' + '; '.join(
-        f'{r.method} with {r.members} members, {r.threads} threads: {r.ratio:.2f}' for r in short.itertuples()))
-    if not a.out: return
+    print(
+        f'aim: {AIM:g} times as fast as plain;',
+        'met by all rows'
+        if short.empty
+        else 'not met by: '
+        + '; '.join(
+            f'{r.method} with {r.members} members, {r.threads} threads: {r.ratio:.2f}'
+            for r in short.itertuples()
+        ),
+    )
+    if not a.out:
+        return
     a.out.parent.mkdir(parents=True, exist_ok=True)
-    if a.out.suffix == '.csv': frame.assign(**made).to_csv(a.out, index=False)
-    else: a.out.write_text(json.dumps(dict(rows=frame.to_dict('records'), made_by=made), indent=1) + '\n')
+    if a.out.suffix == '.csv':
+        frame.assign(**made).to_csv(a.out, index=False)
+    else:
+        a.out.write_text(
+            json.dumps(dict(rows=frame.to_dict('records'), made_by=made), indent=1) + '\n'
+        )
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    main()

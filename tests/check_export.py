@@ -3,6 +3,7 @@
 In the copy every generated module is removed, the notebooks are cleaned and exported, and the outcome is compared with the checkout:
 a change that was not exported, a hand edit of a generated file, a module whose notebook is gone and an unclean notebook all show as a diff.
 """
+
 import difflib
 import json
 import os
@@ -20,54 +21,86 @@ MAX_LINES, MAX_WIDTH = 40, 200  # of each file's diff that is shown: a figure is
 def files(root):
     "Relative path -> text, of every notebook and module below `root`."
     paths = [*root.glob('nbs/**/*.ipynb'), *root.glob('xcl/**/*.py')]
-    return {p.relative_to(root).as_posix(): p.read_text(encoding='utf-8') for p in sorted(paths)
-            if '.ipynb_checkpoints' not in p.parts}
+    return {
+        p.relative_to(root).as_posix(): p.read_text(encoding='utf-8')
+        for p in sorted(paths)
+        if '.ipynb_checkpoints' not in p.parts
+    }
 
 
 def regenerate(root):
     "Clean and export the project at `root` with this interpreter's nbdev."
     for name, text in files(root).items():
-        if name.endswith('.py') and any(o in text[:1000] for o in GENERATED): (root/name).unlink()
-    env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'}  # with it nbdev_export does nothing, silently
+        if name.endswith('.py') and any(o in text[:1000] for o in GENERATED):
+            (root / name).unlink()
+    env = {
+        k: v for k, v in os.environ.items() if k != 'IN_TEST'
+    }  # with it nbdev_export does nothing, silently
     for tool in 'nbdev_clean', 'nbdev_export':
-        program = Path(sys.executable).with_name(tool)  # not resolved: the environment's own, beside its python
+        program = Path(sys.executable).with_name(
+            tool
+        )  # not resolved: the environment's own, beside its python
         done = subprocess.run([str(program)], cwd=root, env=env, capture_output=True, text=True)
         out = done.stdout + done.stderr
-        if done.returncode or 'Failed to clean' in out: sys.exit(f'{tool} failed:\n{out}')
+        if done.returncode or 'Failed to clean' in out:
+            sys.exit(f'{tool} failed:\n{out}')
 
 
 def diff(name, have, want):
     "Unified diff from the checkout's text to the regenerated one; '' if equal, None standing for a file that is not there."
-    if have == want: return ''
-    lines = difflib.unified_diff((have or '').splitlines(), (want or '').splitlines(), lineterm='', n=2,
-                                 fromfile=f'{name} (checkout)', tofile=f'{name} (regenerated)' if want is not None else 'no notebook exports this')
+    if have == want:
+        return ''
+    lines = difflib.unified_diff(
+        (have or '').splitlines(),
+        (want or '').splitlines(),
+        lineterm='',
+        n=2,
+        fromfile=f'{name} (checkout)',
+        tofile=f'{name} (regenerated)' if want is not None else 'no notebook exports this',
+    )
     lines = [o[:MAX_WIDTH] for o in lines]
-    return '\n'.join(lines[:MAX_LINES] + ([f'... {len(lines) - MAX_LINES} more lines'] if len(lines) > MAX_LINES else []))
+    return '\n'.join(
+        lines[:MAX_LINES]
+        + ([f'... {len(lines) - MAX_LINES} more lines'] if len(lines) > MAX_LINES else [])
+    )
 
 
 def main():
     have = files(ROOT)
     for name, text in have.items():
-        if not name.endswith('.ipynb'): continue
-        try: json.loads(text)
-        except ValueError as e: sys.exit(f'{name} is not a notebook: {e}')
+        if not name.endswith('.ipynb'):
+            continue
+        try:
+            json.loads(text)
+        except ValueError as e:
+            sys.exit(f'{name} is not a notebook: {e}')
     with tempfile.TemporaryDirectory() as tmp:
-        copy = Path(tmp)/'xcl'
+        copy = Path(tmp) / 'xcl'
         for name in have:
-            (copy/name).parent.mkdir(parents=True, exist_ok=True)
-            (copy/name).write_text(have[name], encoding='utf-8')
-        for name in 'settings.ini', 'setup.py': shutil.copy(ROOT/name, copy/name)
-        (copy/'nbs').mkdir(exist_ok=True)
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            (copy / name).write_text(have[name], encoding='utf-8')
+        for name in 'settings.ini', 'setup.py':
+            shutil.copy(ROOT / name, copy / name)
+        (copy / 'nbs').mkdir(exist_ok=True)
         regenerate(copy)
         want = files(copy)
-    diffs = {name: d for name in sorted(have | want) if (d := diff(name, have.get(name), want.get(name)))}
-    for d in diffs.values(): print(d, end='\n\n')
+    diffs = {
+        name: d for name in sorted(have | want) if (d := diff(name, have.get(name), want.get(name)))
+    }
+    for d in diffs.values():
+        print(d, end='\n\n')
     stale = [o for o in diffs if o not in want]
-    if stale: print('no notebook exports: ' + ' '.join(stale) + '; delete it, or give it a notebook')
-    if len(diffs) > len(stale): print('to write the others: make prepare')
+    if stale:
+        print('no notebook exports: ' + ' '.join(stale) + '; delete it, or give it a notebook')
+    if len(diffs) > len(stale):
+        print('to write the others: make prepare')
     n_nbs = sum(o.endswith('.ipynb') for o in have)
-    print(f'{n_nbs} notebooks, {len(have) - n_nbs} Python files: ' + (f'{len(diffs)} differ' if diffs else 'clean and exported'))
+    print(
+        f'{n_nbs} notebooks, {len(have) - n_nbs} Python files: '
+        + (f'{len(diffs)} differ' if diffs else 'clean and exported')
+    )
     return bool(diffs)
 
 
-if __name__ == '__main__': sys.exit(main())
+if __name__ == '__main__':
+    sys.exit(main())

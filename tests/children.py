@@ -2,6 +2,7 @@
 
 A fork server has imported PyTorch once, so that a child is up at once and can be killed often.
 """
+
 import multiprocessing
 import os
 import re
@@ -13,27 +14,42 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from xcl.data import CropFlip, image_data
-from xcl.runs import Machine, ensure
-from xcl.train import Loop, Train, image_row
+from xcl.data import CropFlip
+from xcl.images import image_data
+from xcl.runs import ensure
+from xcl.runtime import RuntimeConfig
+from xcl.train import Train, Trainer, image_row
 
 SERVER = multiprocessing.get_context('forkserver')
-SERVER.set_forkserver_preload(['xcl.train', 'xcl.eyes', 'torch._dynamo'])   # the last: 900 modules that a first optimiser imports
-OF_THE_MACHINE = ('provenance.json', 'holder.json', 'lock')   # files that may differ between two runs of one config
+SERVER.set_forkserver_preload(
+    ['xcl.train', 'xcl.eye_renderer', 'torch._dynamo']
+)  # the last: 900 modules that a first optimiser imports
+OF_THE_MACHINE = (
+    'provenance.json',
+    'holder.json',
+    'lock',
+)  # files that may differ between two runs of one config
 
 
 def taught_digits(home, recipe, members):
     "A home with decoded digits and finished teachers, trained for an epoch of `recipe`; the data, and the teachers' configs."
     with pytest.MonkeyPatch.context() as mp:
         mp.setenv('XCL_HOME', str(home))
-        data = image_data('digits', train_size=128, val_fraction=.1, augment=CropFlip(2, True))
-        (method, family), one = image_row('CutMix', 10), replace(recipe, epochs=1, milestones=())
-        crowd = tuple(Train('resnet18', family, data, method, one, m, shape=(('width', 16),)) for m in range(members))
-        for m in crowd: ensure(m, Machine('cpu', progress=False, checkpoint_s=1e9))
+        data = image_data('digits', train_size=128, val_fraction=0.1, augment=CropFlip(2, True))
+        (method, likelihood), one = (
+            image_row('CutMix', 10),
+            replace(recipe, epochs=1, milestones=()),
+        )
+        crowd = tuple(
+            Train('resnet18', likelihood, data, method, one, m, shape=(('width', 16),))
+            for m in range(members)
+        )
+        for m in crowd:
+            ensure(m, RuntimeConfig('cpu', progress=False, checkpoint_s=1e9))
     return SimpleNamespace(home=home, data=data, members=crowd)
 
 
-def watch(loop, pace=0., says=lambda self: ''):
+def watch(loop, pace=0.0, says=lambda self: ''):
     "Let a class of training loops print from where it goes on (and what `says` adds), and rest after each step."
     begin, step = loop.__init__, loop.train_step
 
@@ -44,17 +60,19 @@ def watch(loop, pace=0., says=lambda self: ''):
     def slow(self):
         step(self)
         time.sleep(pace)
+
     loop.__init__, loop.train_step = loud, slow
 
 
-def work(cfg, home, log, hook=None, checkpoint_s=.05, pace=0., store=False):
+def work(cfg, home, log, hook=None, checkpoint_s=0.05, pace=0.0, store=False):
     "What a child does: ask for a run, and write to `log` what it prints and each training that it begins or takes up. `pace`: rest after each step."
     os.environ['XCL_HOME'] = str(home)
     torch.set_num_threads(1)
     sys.stdout = open(log, 'a', buffering=1)
-    if hook: hook[0](*hook[1:])
-    watch(Loop, pace)
-    ensure(cfg, Machine('cpu', progress=False, checkpoint_s=checkpoint_s, store=store))
+    if hook:
+        hook[0](*hook[1:])
+    watch(Trainer, pace)
+    ensure(cfg, RuntimeConfig('cpu', progress=False, checkpoint_s=checkpoint_s, store=store))
 
 
 def start(*args, **kw):
@@ -82,27 +100,36 @@ def until(true, child, seconds=60):
     end = time.monotonic() + seconds
     while not true() and child.is_alive():
         assert time.monotonic() < end, f'nothing happened in {seconds} s'
-        time.sleep(.002)
+        time.sleep(0.002)
 
 
-def text(log): return log.read_text() if log.exists() else ''
+def text(log):
+    return log.read_text() if log.exists() else ''
 
 
-def begun(log): return [(name, int(step)) for name, step in re.findall(r'(\S+) from step (\d+)', text(log))]
+def begun(log):
+    return [(name, int(step)) for name, step in re.findall(r'(\S+) from step (\d+)', text(log))]
 
 
-def folder(cfg): return f'{cfg.slug}-{cfg.hash}'
+def folder(cfg):
+    return f'{cfg.slug}-{cfg.hash}'
 
 
-def checkpoints(home): return {(p.parent.name, p.stat().st_ino) for p in home.glob('*/checkpoint.safetensors')}
+def checkpoints(home):
+    return {(p.parent.name, p.stat().st_ino) for p in home.glob('*/checkpoint.safetensors')}
 
 
 def records(home):
     "Every file below `home` that configs alone decide, as bytes."
-    return {p.relative_to(home).as_posix(): p.read_bytes() for p in home.rglob('*') if p.is_file() and p.name not in OF_THE_MACHINE}
+    return {
+        p.relative_to(home).as_posix(): p.read_bytes()
+        for p in home.rglob('*')
+        if p.is_file() and p.name not in OF_THE_MACHINE
+    }
 
 
-def of(cfg, found): return {k: v for k, v in found.items() if k.startswith(folder(cfg) + '/')}
+def of(cfg, found):
+    return {k: v for k, v in found.items() if k.startswith(folder(cfg) + '/')}
 
 
 def assert_same(a, b):

@@ -3,12 +3,15 @@
 Each test gets an XCL_HOME of its own, and so does whatever a fixture trains for a whole module: the user's runs are neither read nor written.
 Threads: the models are tiny, and beyond four threads they only get slower; programs that a test starts inherit the bound.
 """
+
 import os
 from pathlib import Path
 
 import pytest
 
-os.environ.setdefault('OMP_NUM_THREADS', str(min(4, os.cpu_count() or 1)))  # before anything imports torch
+os.environ.setdefault(
+    'OMP_NUM_THREADS', str(min(4, os.cpu_count() or 1))
+)  # before anything imports torch
 os.environ.setdefault('MPLBACKEND', 'Agg')
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,12 +25,16 @@ def pytest_collection_modifyitems(config, items):
     "Skip, and say so, what needs a GPU that is not there or time that was not granted."
     if not config.getoption('--slow'):
         for o in items:
-            if o.get_closest_marker('slow'): o.add_marker(pytest.mark.skip(reason='slow; runs with --slow'))
+            if o.get_closest_marker('slow'):
+                o.add_marker(pytest.mark.skip(reason='slow; runs with --slow'))
     needs_gpu = [o for o in items if o.get_closest_marker('gpu')]
-    if not needs_gpu: return
+    if not needs_gpu:
+        return
     import torch
+
     if not torch.cuda.is_available():
-        for o in needs_gpu: o.add_marker(pytest.mark.skip(reason='no CUDA device'))
+        for o in needs_gpu:
+            o.add_marker(pytest.mark.skip(reason='no CUDA device'))
 
 
 @pytest.fixture(scope='session')
@@ -49,7 +56,7 @@ def session_home(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def xcl_home(tmp_path, monkeypatch):
     "This test's own, empty XCL_HOME."
-    home = tmp_path/'xcl_home'
+    home = tmp_path / 'xcl_home'
     monkeypatch.setenv('XCL_HOME', str(home))
     return home
 
@@ -57,5 +64,5 @@ def xcl_home(tmp_path, monkeypatch):
 @pytest.fixture
 def place(tmp_path):
     "An empty home, and the log of its children."
-    (tmp_path/'home').mkdir()
-    return tmp_path/'home', tmp_path/'log'
+    (tmp_path / 'home').mkdir()
+    return tmp_path / 'home', tmp_path / 'log'

@@ -3,6 +3,7 @@
 Digits, networks of width 16, 128 training images, eight steps. What every test needs (the decoded digits and two finished teachers) is copied into
 its home. Training that is compared bit by bit runs in children, which have one thread (see children.py).
 """
+
 import errno
 import itertools
 import os
@@ -18,17 +19,35 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from children import assert_same, begun, checkpoints, folder, make, of, records, start, taught_digits, text, until
+from children import (
+    assert_same,
+    begun,
+    checkpoints,
+    folder,
+    make,
+    of,
+    records,
+    start,
+    taught_digits,
+    text,
+    until,
+)
 
-from xcl.answers import AnswerFile, RecordFile, record_type
+from xcl.config import rng
 from xcl.data import CropFlip
-from xcl.runs import Machine, Run, ensure, read_tensors, rng, write_tensors
+from xcl.files import read_tensors, write_tensors
+from xcl.records import RecordFile, record_type
+from xcl.runs import Run, ensure
+from xcl.runtime import RuntimeConfig
+from xcl.targets import TargetCache
 from xcl.teachers import Teacher
-from xcl.train import Loop, Recipe, Train, image_row
-from xcl.transfer import Coin, CutMix, Empirical
+from xcl.train import Recipe, Train, Trainer, image_row
+from xcl.transfer import CutMix, Empirical, RandomChoice
 
-SMALL = Recipe('sgd', .05, 32, 2, (1.5,), weight_decay=5e-4)   # 8 steps, 4 of them to an epoch
-LIVE, STORE = (Machine('cpu', progress=False, checkpoint_s=1e9, store=s) for s in (False, True))
+SMALL = Recipe('sgd', 0.05, 32, 2, (1.5,), weight_decay=5e-4)  # 8 steps, 4 of them to an epoch
+LIVE, STORE = (
+    RuntimeConfig('cpu', progress=False, checkpoint_s=1e9, store=s) for s in (False, True)
+)
 MEMBERS = 2
 
 
@@ -39,9 +58,19 @@ def base(tmp_path_factory):
 
 
 def student(base, row='XCL-Mix', answers='exact', width=16, epochs=2):
-    method, family = image_row(row, 10)
+    method, likelihood = image_row(row, 10)
     recipe, shape = replace(SMALL, epochs=epochs), (('width', width),)
-    return Train('resnet18', family, base.data, method, recipe, 1, base.members, shape=shape, answers=answers)
+    return Train(
+        'resnet18',
+        likelihood,
+        base.data,
+        method,
+        recipe,
+        1,
+        base.members,
+        shape=shape,
+        answers=answers,
+    )
 
 
 @pytest.fixture
@@ -78,15 +107,17 @@ def asked(monkeypatch):
 
 
 @pytest.fixture
-def no_step(monkeypatch): monkeypatch.setattr(Loop, 'train_step', lambda self: pytest.fail('it trains'))
+def no_step(monkeypatch):
+    monkeypatch.setattr(Trainer, 'train_step', lambda self: pytest.fail('it trains'))
 
 
-def store(home): return next(iter(home.glob('answers/*.answers')))
+def store(home):
+    return next(iter(home.glob('answers/*.answers')))
 
 
-def fills(cfg, machine=STORE):
+def fills(cfg, runtime=STORE):
     "Train a student, and return its home's store."
-    run = ensure(cfg, machine)
+    run = ensure(cfg, runtime)
     return store(run.folder.parent)
 
 
@@ -99,8 +130,12 @@ def same_run(a, b):
 
 def live(cfg, home, monkeypatch):
     "The run of `cfg` without any store, in another home, which shares the teachers."
-    other = home.parent/'live'
-    shutil.copytree(home, other, ignore=lambda d, names: [n for n in names if n == 'answers' or n.startswith(folder(cfg))])
+    other = home.parent / 'live'
+    shutil.copytree(
+        home,
+        other,
+        ignore=lambda d, names: [n for n in names if n == 'answers' or n.startswith(folder(cfg))],
+    )
     with monkeypatch.context() as mp:
         mp.setenv('XCL_HOME', str(other))
         return ensure(cfg, LIVE)
@@ -108,47 +143,73 @@ def live(cfg, home, monkeypatch):
 
 # ---- killed while writing ----
 
+
 def die_storing(k, when):
     "Have this process killed in its k-th writing of answers: with half of them in the file, before or after the record is marked."
-    call, write = itertools.count(1), AnswerFile.write
+    call, write = itertools.count(1), TargetCache.write
 
     def dies(self, step, answer):
-        if next(call) != k: return write(self, step, answer)
-        if when == 'half': self.map[step]['answer'][:len(answer)//2] = answer.numpy()[:len(answer)//2]
-        if when == 'unmarked': self.map[step]['answer'] = answer.numpy()
-        if when == 'marked': write(self, step, answer)
+        if next(call) != k:
+            return write(self, step, answer)
+        if when == 'half':
+            self.map[step]['answer'][: len(answer) // 2] = answer.numpy()[: len(answer) // 2]
+        if when == 'unmarked':
+            self.map[step]['answer'] = answer.numpy()
+        if when == 'marked':
+            write(self, step, answer)
         os.kill(os.getpid(), signal.SIGKILL)
-    AnswerFile.write = dies
+
+    TargetCache.write = dies
 
 
 @pytest.mark.parametrize('answers', ['half', 'exact'])
 def test_killed_while_storing(ask, xcl_home, tmp_path, answers):
     "Three kills in a row, the first two without a checkpoint, so that the next attempt begins at step 0 and reads what the others had stored."
-    cfg, log, asks_live, stores = ask(answers=answers), tmp_path/'log', tmp_path/'live', tmp_path/'undisturbed'
-    for home in asks_live, *[stores]*(answers == 'exact'):
+    cfg, log, asks_live, stores = (
+        ask(answers=answers),
+        tmp_path / 'log',
+        tmp_path / 'live',
+        tmp_path / 'undisturbed',
+    )
+    for home in asks_live, *[stores] * (answers == 'exact'):
         shutil.copytree(xcl_home, home)
         assert make(cfg, home, log, checkpoint_s=1e9, store=home == stores) == 0
     for k, when, every in (2, 'half', 1e9), (2, 'unmarked', 1e9), (2, 'marked', -1):
-        assert make(cfg, xcl_home, log, (die_storing, k, when), checkpoint_s=every, store=True) == -signal.SIGKILL, text(log)
+        assert (
+            make(cfg, xcl_home, log, (die_storing, k, when), checkpoint_s=every, store=True)
+            == -signal.SIGKILL
+        ), text(log)
     assert make(cfg, xcl_home, log, store=True) == 0
-    assert [step for _, step in begun(log)][-4:] == [0, 0, 0, 3], 'one stored, two stored, two more and a checkpoint after each step'
+    assert [step for _, step in begun(log)][-4:] == [0, 0, 0, 3], (
+        'one stored, two stored, two more and a checkpoint after each step'
+    )
     found = records(xcl_home)
-    if answers == 'exact': assert_same(found, records(stores))
-    assert_same({k: v for k, v in found.items() if not k.startswith('answers/')}, records(asks_live))
+    if answers == 'exact':
+        assert_same(found, records(stores))
+    assert_same(
+        {k: v for k, v in found.items() if not k.startswith('answers/')}, records(asks_live)
+    )
 
 
 def test_killed_classification_run(base, xcl_home, tmp_path):
     "Augmentation, the coin, smoothed labels: killed in the middle of epochs, it ends in the same bytes, the entropy of its targets included."
-    method, family = image_row('CutMix', 10)
-    assert method.transfer == Coin(CutMix(), Empirical())
-    cfg = replace(base.members[0], data=replace(base.data, augment=CropFlip(4, True)), family=replace(family, eps=.1), recipe=SMALL, seed=7)
-    log, undisturbed, g, kills = tmp_path/'log', tmp_path/'undisturbed', rng(0, 'kills'), 0
-    for home in xcl_home, undisturbed: shutil.copytree(base.home, home)
+    method, likelihood = image_row('CutMix', 10)
+    assert method.transfer == RandomChoice(CutMix(), Empirical())
+    cfg = replace(
+        base.members[0],
+        data=replace(base.data, augment=CropFlip(4, True)),
+        likelihood=replace(likelihood, eps=0.1),
+        recipe=SMALL,
+        seed=7,
+    )
+    log, undisturbed, g, kills = tmp_path / 'log', tmp_path / 'undisturbed', rng(0, 'kills'), 0
+    for home in xcl_home, undisturbed:
+        shutil.copytree(base.home, home)
     assert make(cfg, undisturbed, log, checkpoint_s=1e9) == 0
     for _ in range(3):
-        seen, child = checkpoints(xcl_home), start(cfg, xcl_home, log, checkpoint_s=-1, pace=.1)
-        until(lambda: checkpoints(xcl_home) - seen, child)     # noqa: B023
-        time.sleep(g.uniform(0, .1))
+        seen, child = checkpoints(xcl_home), start(cfg, xcl_home, log, checkpoint_s=-1, pace=0.1)
+        until(lambda: checkpoints(xcl_home) - seen, child)  # noqa: B023
+        time.sleep(g.uniform(0, 0.1))
         child.kill()
         child.join(60)
         kills += child.exitcode == -signal.SIGKILL and not Run(cfg).done
@@ -157,12 +218,21 @@ def test_killed_classification_run(base, xcl_home, tmp_path):
     assert_same(records(xcl_home), records(undisturbed))
     run = Run(cfg)
     entropies = [row['target_entropy'] for row in run.curve]
-    assert len(entropies) == 2 and all(0 < h < 1 for h in entropies) and run.result['target_entropy'] == sum(entropies)/2
+    assert (
+        len(entropies) == 2
+        and all(0 < h < 1 for h in entropies)
+        and run.result['target_entropy'] == sum(entropies) / 2
+    )
 
 
 # ---- another student of the stream ----
 
-@pytest.mark.parametrize('answers, other', [('exact', dict(row='XCL-Mix T=5')), ('half', dict(width=24))], ids=['temperature', 'width'])
+
+@pytest.mark.parametrize(
+    'answers, other',
+    [('exact', dict(row='XCL-Mix T=5')), ('half', dict(width=24))],
+    ids=['temperature', 'width'],
+)
 def test_later_student_asks_nobody(ask, xcl_home, asked, monkeypatch, answers, other):
     "One question, for the shape of an answer, and the weights of the live teacher."
     path = fills(ask(answers=answers))
@@ -170,7 +240,9 @@ def test_later_student_asks_nobody(ask, xcl_home, asked, monkeypatch, answers, o
     assert len(asked) == 9, 'eight steps, and one for the shape'
     asked.clear()
     run = ensure(cfg, STORE)
-    assert len(asked) == 1 and [o.read_bytes() for o in xcl_home.glob('answers/*.answers')] == [before]
+    assert len(asked) == 1 and [o.read_bytes() for o in xcl_home.glob('answers/*.answers')] == [
+        before
+    ]
     same_run(run, live(cfg, xcl_home, monkeypatch))
 
 
@@ -180,47 +252,58 @@ def test_longer_student_asks_only_for_what_is_missing(ask, asked, xcl_home, monk
     asked.clear()
     run = ensure(cfg := ask(), STORE)
     assert len(asked) == 5, 'four steps, and one for the shape'
-    assert path.read_bytes()[:len(first)] == first and path.stat().st_size > len(first)
+    assert path.read_bytes()[: len(first)] == first and path.stat().st_size > len(first)
     same_run(run, live(cfg, xcl_home, monkeypatch))
 
 
 def test_another_stream_is_another_file(ask, base, asked):
     first = ask(epochs=1)
-    for cfg in first, ask('KD', epochs=1), replace(first, answers='half'), replace(first, seed=2): path = fills(cfg)
-    assert len(list(path.parent.glob('*.answers'))) == 4 and len(asked) == 4*5
+    for cfg in first, ask('KD', epochs=1), replace(first, answers='half'), replace(first, seed=2):
+        path = fills(cfg)
+    assert len(list(path.parent.glob('*.answers'))) == 4 and len(asked) == 4 * 5
 
 
 def together(*logs):
     "Have this process wait before each step until all the others have begun."
-    step = Loop.train_step
+    step = Trainer.train_step
 
     def waits(self):
         end = time.monotonic() + 60
-        while not all(map(begun, logs)): time.sleep(.002 if time.monotonic() < end else sys.exit('the other has not begun'))
+        while not all(map(begun, logs)):
+            time.sleep(0.002 if time.monotonic() < end else sys.exit('the other has not begun'))
         step(self)
-    Loop.train_step = waits
+
+    Trainer.train_step = waits
 
 
 def test_two_students_fill_one_store_at_once(ask, xcl_home, tmp_path):
     "What they write is what one of them writes alone."
-    a, b, alone = ask(), ask('XCL-Mix T=5'), tmp_path/'alone'
+    a, b, alone = ask(), ask('XCL-Mix T=5'), tmp_path / 'alone'
     shutil.copytree(xcl_home, alone)
-    log, other = tmp_path/'log', tmp_path/'other'
-    children = [start(cfg, xcl_home, mine, (together, log, other), store=True) for cfg, mine in ((a, log), (b, other))]
-    for c in children: c.join(60)
+    log, other = tmp_path / 'log', tmp_path / 'other'
+    children = [
+        start(cfg, xcl_home, mine, (together, log, other), store=True)
+        for cfg, mine in ((a, log), (b, other))
+    ]
+    for c in children:
+        c.join(60)
     assert [c.exitcode for c in children] == [0, 0], text(log) + text(other)
     assert (text(log) + text(other)).count('storing') == 1, 'one of them makes the file'
-    for cfg in a, b: assert make(cfg, alone, tmp_path/'log alone', store=cfg == a) == 0      # b asks live
-    for cfg in a, b: assert_same(of(cfg, records(xcl_home)), of(cfg, records(alone)))
+    for cfg in a, b:
+        assert make(cfg, alone, tmp_path / 'log alone', store=cfg == a) == 0  # b asks live
+    for cfg in a, b:
+        assert_same(of(cfg, records(xcl_home)), of(cfg, records(alone)))
     assert store(alone).read_bytes() == store(xcl_home).read_bytes()
 
 
 # ---- stores that cannot be used ----
 
+
 def refused(cfg, error, words, home):
     "`cfg` is refused with an `error` that says `words`; every record below `home` stays, the student's own folder gains its config at most."
     before = records(home)
-    with pytest.raises(error, match=words) as e: ensure(cfg, STORE)
+    with pytest.raises(error, match=words) as e:
+        ensure(cfg, STORE)
     after = records(home)
     new = set(after) - set(before) - {f'{folder(cfg)}/config.json'}
     assert not [n for n in new if not n.endswith('.lock')], new
@@ -231,24 +314,36 @@ def refused(cfg, error, words, home):
 
 def test_store_of_other_weights_is_refused(ask, base, filled, xcl_home, no_step):
     "The same configs, but a teacher was trained again, by another version of torch, say."
-    path = xcl_home/folder(base.members[1])/'weights.safetensors'
-    write_tensors(path, {k: v + 1e-6 if v.is_floating_point() else v for k, v in read_tensors(path).items()})
-    refused(ask(width=24), ValueError, 'holds other answers: made_by is .*, expected .* Remove it to have the answers asked again', xcl_home)
+    path = xcl_home / folder(base.members[1]) / 'weights.safetensors'
+    write_tensors(
+        path, {k: v + 1e-6 if v.is_floating_point() else v for k, v in read_tensors(path).items()}
+    )
+    refused(
+        ask(width=24),
+        ValueError,
+        'holds other answers: made_by is .*, expected .* Remove it to have the answers asked again',
+        xcl_home,
+    )
 
 
 def full_disk(mp, how):
     "No room, seen beforehand or only when it is taken."
-    if how == 'seen': mp.setattr(shutil, 'disk_usage', lambda path: SimpleNamespace(free=1000))
-    else: mp.setattr(os, 'posix_fallocate', refuse_room, raising=False)
+    if how == 'seen':
+        mp.setattr(shutil, 'disk_usage', lambda path: SimpleNamespace(free=1000))
+    else:
+        mp.setattr(os, 'posix_fallocate', refuse_room, raising=False)
 
 
 def refuse_room(fd, offset, size):
     "A system that gives part of the room before it finds that there is no more."
-    os.ftruncate(fd, offset + size//2)
+    os.ftruncate(fd, offset + size // 2)
     raise OSError(errno.ENOSPC, 'No space left on device')
 
 
-FULL = dict(seen=r'8 steps of answers of .* kB in \S+ need .* GB more, .* GB are free\. Nothing was written; without a store', taken='No space left')
+FULL = dict(
+    seen=r'8 steps of answers of .* kB in \S+ need .* GB more, .* GB are free\. Nothing was written; without a store',
+    taken='No space left',
+)
 
 
 @pytest.mark.parametrize('how', FULL)
@@ -265,15 +360,21 @@ def test_full_disk_when_a_run_goes_on(ask, xcl_home, monkeypatch, how):
     cfg = ask()
     ensure(done := ask('KD', epochs=1), LIVE)
     (run := Run(cfg, LIVE)).folder.mkdir()
-    loop = Loop(cfg, run)
-    for _ in range(3): loop.train_step()
+    loop = Trainer(cfg, run)
+    for _ in range(3):
+        loop.train_step()
     loop.save()
     with monkeypatch.context() as mp:
         full_disk(mp, how)
-        mp.setattr(Loop, 'train_step', lambda self: pytest.fail('it trains'))
+        mp.setattr(Trainer, 'train_step', lambda self: pytest.fail('it trains'))
         refused(cfg, OSError, FULL[how], xcl_home)
-    assert Run(done).done and (run.folder/'checkpoint.safetensors').exists() and not list(xcl_home.glob('answers/*.answers'))
-    if how == 'taken': return
+    assert (
+        Run(done).done
+        and (run.folder / 'checkpoint.safetensors').exists()
+        and not list(xcl_home.glob('answers/*.answers'))
+    )
+    if how == 'taken':
+        return
     fresh = live(cfg, xcl_home, monkeypatch)
     same_run(ensure(cfg, STORE), fresh)
 
@@ -284,7 +385,7 @@ def test_full_disk_when_a_store_grows(ask, filled, xcl_home, asked, monkeypatch,
     before = filled.read_bytes()
     with monkeypatch.context() as mp:
         full_disk(mp, how)
-        mp.setattr(Loop, 'train_step', lambda self: pytest.fail('it trains'))
+        mp.setattr(Trainer, 'train_step', lambda self: pytest.fail('it trains'))
         refused(ask(epochs=9), OSError, FULL[how].replace('8', '36'), xcl_home)
         asked.clear()
     ensure(ask(width=24), STORE)
@@ -293,27 +394,39 @@ def test_full_disk_when_a_store_grows(ask, filled, xcl_home, asked, monkeypatch,
 
 # ---- damage ----
 
-@pytest.mark.parametrize('records_left', [0, .5, 5.5, 7.99])
+
+@pytest.mark.parametrize('records_left', [0, 0.5, 5.5, 7.99])
 def test_store_cut_short_is_filled_again(ask, filled, xcl_home, asked, monkeypatch, records_left):
     whole = filled.read_bytes()
-    record = (len(whole) - len(head(whole)))//8
-    filled.write_bytes(whole[:len(head(whole)) + int(records_left*record)])
+    record = (len(whole) - len(head(whole))) // 8
+    filled.write_bytes(whole[: len(head(whole)) + int(records_left * record)])
     run = ensure(cfg := ask('XCL-Mix T=5'), STORE)
     assert len(asked) == 1 + 8 - int(records_left) and filled.read_bytes() == whole
-    if records_left == 5.5: same_run(run, live(cfg, xcl_home, monkeypatch))
+    if records_left == 5.5:
+        same_run(run, live(cfg, xcl_home, monkeypatch))
 
 
 def head(whole):
     "The header: a line of JSON, padded to whole pages."
     n = whole.index(b'\n') + 1
-    return whole[:n + -n % 4096]
+    return whole[: n + -n % 4096]
 
 
-@pytest.mark.parametrize('change, words', [
-    (lambda b: b[:100], 'is no file of answers'),
-    (lambda b: b'\xff'*len(b), 'is no file of answers'),
-    (lambda b: b.replace(b'"batch": 32', b'"batch": 64', 1), 'holds other answers: stream.batch is 64, expected 32'),
-    (lambda b: b.replace(b'xcl answers 1', b'xcl answers 2', 1), 'holds other answers: format is xcl answers 2, expected xcl answers 1')])
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        (lambda b: b[:100], 'is no file of answers'),
+        (lambda b: b'\xff' * len(b), 'is no file of answers'),
+        (
+            lambda b: b.replace(b'"batch": 32', b'"batch": 64', 1),
+            'holds other answers: stream.batch is 64, expected 32',
+        ),
+        (
+            lambda b: b.replace(b'xcl.targets 1', b'xcl.targets 2', 1),
+            'holds other answers: format is xcl.targets 2, expected xcl.targets 1',
+        ),
+    ],
+)
 def test_damaged_header_is_refused(ask, filled, xcl_home, no_step, change, words):
     filled.write_bytes(change(filled.read_bytes()))
     refused(ask(width=24), ValueError, f'{re.escape(str(filled))} {words}', xcl_home)
@@ -321,8 +434,9 @@ def test_damaged_header_is_refused(ask, filled, xcl_home, no_step, change, words
 
 def test_flipped_bits_are_asked_again(ask, filled, asked, capsys):
     whole = filled.read_bytes()
-    record, bad = (len(whole) - len(head(whole)))//8, bytearray(whole)
-    for step in 2, 7: bad[len(head(whole)) + step*record + 5] ^= 4
+    record, bad = (len(whole) - len(head(whole))) // 8, bytearray(whole)
+    for step in 2, 7:
+        bad[len(head(whole)) + step * record + 5] ^= 4
     filled.write_bytes(bad)
     ensure(ask(width=24), STORE)
     assert '2 of 8 stored steps fail their checksum and are asked again' in capsys.readouterr().out
@@ -331,24 +445,38 @@ def test_flipped_bits_are_asked_again(ask, filled, asked, capsys):
 
 # ---- what is in it ----
 
+
 def test_half_answers_are_live_half_answers(ask, xcl_home):
     "The file holds the members' log-probabilities in half precision, for every step."
     path = fills(ask(answers='half', epochs=1))
     whole = path.read_bytes()
     kind = np.dtype([('answer', '<f2', (32, MEMBERS, 10)), ('mark', '<u8')])
-    found = np.frombuffer(whole[len(head(whole)):], kind)
+    found = np.frombuffer(whole[len(head(whole)) :], kind)
     assert len(found) == 4 and (found['mark'] != 0).all()
-    torch.testing.assert_close(torch.from_numpy(found['answer'].astype('f4')).exp().sum(-1), torch.ones(4, 32, MEMBERS), atol=2e-3, rtol=0)
+    torch.testing.assert_close(
+        torch.from_numpy(found['answer'].astype('f4')).exp().sum(-1),
+        torch.ones(4, 32, MEMBERS),
+        atol=2e-3,
+        rtol=0,
+    )
 
 
 def test_a_bar_that_is_looked_at_hides_no_record(tmp_path, monkeypatch):
     "tqdm's update() is True when the bar is redrawn; a record must be verified all the same."
-    file = RecordFile(tmp_path/'x.bin', dict(format='toy'), record_type(v=('<f4', (3,))), 5)
-    for i in range(5): file.put(i, v=np.full(3, i, 'f4'))
+    file = RecordFile(tmp_path / 'x.bin', dict(format='toy'), record_type(v=('<f4', (3,))), 5)
+    for i in range(5):
+        file.put(i, v=np.full(3, i, 'f4'))
     file.map['v'] += 1
+
     class Redrawn:
-        def __enter__(self): return self
-        def __exit__(self, *_): pass
-        def update(self): return True
-    monkeypatch.setattr('xcl.answers.progress', lambda *a, **kw: Redrawn())
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def update(self):
+            return True
+
+    monkeypatch.setattr('xcl.targets.progress', lambda *a, **kw: Redrawn())
     assert file.bad() == [0, 1, 2, 3, 4]

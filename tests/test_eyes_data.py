@@ -1,4 +1,5 @@
 "Eyes from files: what a damaged or incomplete MPIIGaze says, what a sound one gives, and when its cache is used."
+
 import os
 import shutil
 
@@ -9,12 +10,14 @@ import scipy.io
 import torch
 
 from xcl import eyes
-from xcl.eyes import head_pose_angles, load_eyes, mirror, read_eye_npz, read_mpiigaze, vector_to_angles
+from xcl.gaze import head_pose_angles, mirror, vector_to_angles
+from xcl.gaze_data import load_eyes, read_eye_npz, read_mpiigaze
+
 
 @pytest.fixture(scope='module')
 def original(tmp_path_factory):
     "A sound MPIIGaze of 15 people, and what was written into it."
-    root = tmp_path_factory.mktemp('mpiigaze')/'MPIIGaze'
+    root = tmp_path_factory.mktemp('mpiigaze') / 'MPIIGaze'
     return root, fake.write_mpiigaze(root)
 
 
@@ -22,55 +25,70 @@ def original(tmp_path_factory):
 def root(original, tmp_path, monkeypatch):
     "A copy to damage; its lists are as long as lists should be."
     monkeypatch.setattr(eyes, 'MPII_PER_SIDE', fake.PER_SIDE)
-    return shutil.copytree(original[0], tmp_path/'MPIIGaze')
+    return shutil.copytree(original[0], tmp_path / 'MPIIGaze')
 
 
 def fails(root, *words, error=ValueError, **kwargs):
     "Reading raises `error`, and its message holds all of `words`."
-    with pytest.raises(error) as e: read_mpiigaze(root, **kwargs)
+    with pytest.raises(error) as e:
+        read_mpiigaze(root, **kwargs)
     missing = [w for w in words if str(w) not in str(e.value)]
     assert not missing, f'{missing} not in: {e.value}'
 
 
 # A sound folder
 
+
 def test_reads_everyone_in_the_order_of_the_lists(root, original):
     ex, written = read_mpiigaze(root), original[1]
-    assert ex.x.shape == (15*4, 1, 36, 60) and ex.x.dtype == torch.uint8
+    assert ex.x.shape == (15 * 4, 1, 36, 60) and ex.x.dtype == torch.uint8
     assert ex.group.tolist() == np.repeat(np.arange(15), 4).tolist()
     for k in 0, 14:
-        rows = [('day01', 'left', 2), ('day02', 'right', 0), ('day01', 'right', 0), ('day02', 'left', 0)]
+        rows = [
+            ('day01', 'left', 2),
+            ('day02', 'right', 0),
+            ('day01', 'right', 0),
+            ('day02', 'left', 0),
+        ]
         for j, (day, side, i) in enumerate(rows):
-            image, gaze, pose = (torch.from_numpy(written[k, day][side][n][i]) for n in ('image', 'gaze', 'pose'))
+            image, gaze, pose = (
+                torch.from_numpy(written[k, day][side][n][i]) for n in ('image', 'gaze', 'pose')
+            )
             want = image, vector_to_angles(gaze), head_pose_angles(pose)
-            if side == 'right': want = mirror(*want)
-            got = ex.x[4*k + j, 0], ex.y[4*k + j], ex.extra[4*k + j]
-            for a, b in zip(got, want): torch.testing.assert_close(a.double(), b.double(), atol=1e-6, rtol=0)
+            if side == 'right':
+                want = mirror(*want)
+            got = ex.x[4 * k + j, 0], ex.y[4 * k + j], ex.aux[4 * k + j]
+            for a, b in zip(got, want):
+                torch.testing.assert_close(a.double(), b.double(), atol=1e-6, rtol=0)
 
 
-def test_front_door_reads_a_folder(root): assert torch.equal(load_eyes(root).x, read_mpiigaze(root).x)
+def test_front_door_reads_a_folder(root):
+    assert torch.equal(load_eyes(root).x, read_mpiigaze(root).x)
 
 
 def test_day_of_one_image_on_both_sides(root):
-    fake.listing(root, 3).write_text('day02/0000.jpg left\nday02/0000.jpg right\n'*2)
+    fake.listing(root, 3).write_text('day02/0000.jpg left\nday02/0000.jpg right\n' * 2)
     assert len(read_mpiigaze(root)) == 60
 
 
 def test_two_reads_are_equal(root, monkeypatch, tmp_path):
     a = read_mpiigaze(root)
-    monkeypatch.setenv('XCL_HOME', str(tmp_path/'elsewhere'))
+    monkeypatch.setenv('XCL_HOME', str(tmp_path / 'elsewhere'))
     b = read_mpiigaze(root)
-    assert torch.equal(a.x, b.x) and torch.equal(a.y, b.y) and torch.equal(a.extra, b.extra)
+    assert torch.equal(a.x, b.x) and torch.equal(a.y, b.y) and torch.equal(a.aux, b.aux)
 
 
 # The cache
 
+
 @pytest.fixture
 def loads(monkeypatch):
     "The MATLAB files that were opened."
-    opened, loadmat = [], scipy.io.loadmat
-    monkeypatch.setattr(scipy.io, 'loadmat', lambda path, **kw: opened.append(path) or loadmat(path, **kw))
-    return opened
+    open_, loadmat = [], scipy.io.loadmat
+    monkeypatch.setattr(
+        scipy.io, 'loadmat', lambda path, **kw: open_.append(path) or loadmat(path, **kw)
+    )
+    return open_
 
 
 def test_second_read_opens_no_matlab_file(root, loads):
@@ -83,18 +101,25 @@ def test_second_read_opens_no_matlab_file(root, loads):
 @pytest.mark.parametrize('what', ['day', 'list', 'time'])
 def test_changed_folder_is_read_anew(root, loads, what):
     before, path = read_mpiigaze(root), fake.day(root, 7, 'day01')
-    if what == 'day': fake.write_day(path, 3, seed=99)
-    if what == 'list': fake.listing(root, 7).write_text('day01/0001.jpg left\nday01/0001.jpg right\n'*2)
-    if what == 'time': os.utime(path, ns=(1, 1))
+    if what == 'day':
+        fake.write_day(path, 3, seed=99)
+    if what == 'list':
+        fake.listing(root, 7).write_text('day01/0001.jpg left\nday01/0001.jpg right\n' * 2)
+    if what == 'time':
+        os.utime(path, ns=(1, 1))
     after = read_mpiigaze(root)
     assert len(loads) > 30
-    changed = [k for k in range(15) if not torch.equal(before.x[before.group == k], after.x[after.group == k])]
+    changed = [
+        k
+        for k in range(15)
+        if not torch.equal(before.x[before.group == k], after.x[after.group == k])
+    ]
     assert changed == ([] if what == 'time' else [7])
 
 
 def test_cache_of_a_lenient_read_does_not_serve_a_strict_one(root):
     fake.listing(root, 14).unlink()
-    assert len(read_mpiigaze(root, strict=False)) == 14*4
+    assert len(read_mpiigaze(root, strict=False)) == 14 * 4
     fails(root, 'p14', error=FileNotFoundError)
 
 
@@ -109,28 +134,40 @@ def test_failed_read_leaves_nothing_in_the_cache(root):
 
 # Missing parts
 
-def test_no_folder(tmp_path): fails(tmp_path/'nowhere', 'nowhere', 'no such folder', 'Data/Normalized', error=FileNotFoundError)
+
+def test_no_folder(tmp_path):
+    fails(
+        tmp_path / 'nowhere',
+        'nowhere',
+        'no such folder',
+        'Data/Normalized',
+        error=FileNotFoundError,
+    )
 
 
-def test_empty_folder(tmp_path): fails(tmp_path, tmp_path, 'Data/Normalized', error=FileNotFoundError)
+def test_empty_folder(tmp_path):
+    fails(tmp_path, tmp_path, 'Data/Normalized', error=FileNotFoundError)
 
 
-def test_one_level_too_deep(root): fails(root/'Data', 'Data/Normalized', 'It holds', "['Normalized']", error=FileNotFoundError)
+def test_one_level_too_deep(root):
+    fails(root / 'Data', 'Data/Normalized', 'It holds', "['Normalized']", error=FileNotFoundError)
 
 
 def test_no_lists(root):
-    shutil.rmtree(root/'Evaluation Subset')
+    shutil.rmtree(root / 'Evaluation Subset')
     fails(root, 'sample list for eye image', error=FileNotFoundError)
 
 
 @pytest.mark.parametrize('strict', [True, False])
 def test_empty_list_folder(root, strict):
-    for k in range(15): fake.listing(root, k).unlink()
+    for k in range(15):
+        fake.listing(root, k).unlink()
     fails(root, 'p00', 'p14', error=FileNotFoundError, strict=strict)
 
 
 def test_missing_people_are_named(root):
-    for k in 4, 9: fake.listing(root, k).unlink()
+    for k in 4, 9:
+        fake.listing(root, k).unlink()
     fails(root, 'p04, p09', 'strict=False', error=FileNotFoundError)
     assert 4 not in read_mpiigaze(root, strict=False).group.tolist()
 
@@ -142,8 +179,11 @@ def test_missing_day(root):
 
 # Lists
 
+
 def test_short_list(root):
-    fake.listing(root, 2).write_text('day01/0002.jpg left\nday01/0000.jpg right\nday02/0000.jpg right\n')
+    fake.listing(root, 2).write_text(
+        'day01/0002.jpg left\nday01/0000.jpg right\nday02/0000.jpg right\n'
+    )
     fails(root, 'p02', '1 left and 2 right', 'expected 2 of each')
     assert len(read_mpiigaze(root, strict=False)) == 59
 
@@ -154,7 +194,9 @@ def test_list_without_lines(root, strict):
     fails(root, 'p02', strict=strict)
 
 
-@pytest.mark.parametrize('line', ['day01/0002.jpg', 'day01/0002.jpg middle', '0002.jpg left', 'left', 'day01/ left'])
+@pytest.mark.parametrize(
+    'line', ['day01/0002.jpg', 'day01/0002.jpg middle', '0002.jpg left', 'left', 'day01/ left']
+)
 def test_list_line_that_is_none(root, line):
     path = fake.listing(root, 2)
     path.write_text(f'{path.read_text()}{line}\n')
@@ -175,17 +217,18 @@ def test_image_that_the_day_does_not_have(root):
 
 # Days
 
-@pytest.mark.parametrize('keep', [0, 20, 300, .5, -1])
+
+@pytest.mark.parametrize('keep', [0, 20, 300, 0.5, -1])
 def test_truncated_day(root, keep):
     path = fake.day(root, 6, 'day01')
     whole = path.read_bytes()
-    path.write_bytes(whole[:int(keep*len(whole)) if isinstance(keep, float) else keep])
+    path.write_bytes(whole[: int(keep * len(whole)) if isinstance(keep, float) else keep])
     fails(root, path)
 
 
 def test_day_of_rubbish(root):
     path = fake.day(root, 6, 'day01')
-    path.write_bytes(b'<html>404</html>'*100)
+    path.write_bytes(b'<html>404</html>' * 100)
     fails(root, path, 'damaged')
 
 
@@ -195,14 +238,17 @@ def test_day_without_data(root):
     fails(root, path, "['data']")
 
 
-@pytest.mark.parametrize('side, name, array, words', [
-    ('left', 'image', np.zeros((3, 36, 61), np.uint8), ['(3, 36, 61)', '(3, 36, 60)']),
-    ('right', 'image', np.zeros((2, 36, 60), np.uint8), ['(2, 36, 60)', '(3, 36, 60)']),
-    ('left', 'image', np.zeros((3, 36, 60)), ['float64', 'uint8']),
-    ('right', 'gaze', np.ones((3, 2)), ['(3, 2)', '(3, 3)']),
-    ('left', 'pose', np.ones((4, 3)), ['(4, 3)', '(3, 3)']),
-    ('left', 'gaze', np.array(['a', 'b', 'c'], object), ['gaze', '(3, 3)']),
-])
+@pytest.mark.parametrize(
+    'side, name, array, words',
+    [
+        ('left', 'image', np.zeros((3, 36, 61), np.uint8), ['(3, 36, 61)', '(3, 36, 60)']),
+        ('right', 'image', np.zeros((2, 36, 60), np.uint8), ['(2, 36, 60)', '(3, 36, 60)']),
+        ('left', 'image', np.zeros((3, 36, 60)), ['float64', 'uint8']),
+        ('right', 'gaze', np.ones((3, 2)), ['(3, 2)', '(3, 3)']),
+        ('left', 'pose', np.ones((4, 3)), ['(4, 3)', '(3, 3)']),
+        ('left', 'gaze', np.array(['a', 'b', 'c'], object), ['gaze', '(3, 3)']),
+    ],
+)
 def test_wrong_shape_or_type(root, side, name, array, words):
     path = fake.day(root, 1, 'day01')
     fake.write_day(path, 3, **{side: {name: array}})
@@ -225,63 +271,83 @@ def test_gaze_that_is_no_direction(root):
 
 # One file of arrays
 
+
 def write_npz(path, n=6, **change):
     "A sound file but for `change`; None leaves an array out."
     g = np.random.default_rng(0)
-    a = dict(image=g.integers(256, size=(n, 9, 15), dtype=np.uint8), gaze=g.normal(0, .2, (n, 2)).astype(np.float32),
-             pose=g.normal(0, .2, (n, 2)).astype(np.float32), person=np.arange(n, dtype=np.uint8) % 3) | change
+    a = (
+        dict(
+            image=g.integers(256, size=(n, 9, 15), dtype=np.uint8),
+            gaze=g.normal(0, 0.2, (n, 2)).astype(np.float32),
+            pose=g.normal(0, 0.2, (n, 2)).astype(np.float32),
+            person=np.arange(n, dtype=np.uint8) % 3,
+        )
+        | change
+    )
     np.savez(path, **{k: v for k, v in a.items() if v is not None})
     return a
 
 
 def test_npz_is_read_and_resized(tmp_path):
-    a = write_npz(tmp_path/'e.npz')
-    ex = load_eyes(tmp_path/'e.npz')
+    a = write_npz(tmp_path / 'e.npz')
+    ex = load_eyes(tmp_path / 'e.npz')
     assert ex.x.shape == (6, 1, 36, 60) and ex.group.dtype == torch.int64
-    assert np.array_equal(ex.y.numpy(), a['gaze']) and np.array_equal(ex.extra.numpy(), a['pose']) and np.array_equal(ex.group.numpy(), a['person'])
+    assert (
+        np.array_equal(ex.y.numpy(), a['gaze'])
+        and np.array_equal(ex.aux.numpy(), a['pose'])
+        and np.array_equal(ex.group.numpy(), a['person'])
+    )
     assert abs(ex.x.float().mean() - a['image'].mean()) < 3
 
 
 def test_npz_of_full_patches_is_untouched(tmp_path):
     image = np.random.default_rng(1).integers(256, size=(6, 36, 60), dtype=np.uint8)
-    write_npz(tmp_path/'e.npz', image=image)
-    assert np.array_equal(read_eye_npz(tmp_path/'e.npz').x[:, 0].numpy(), image)
+    write_npz(tmp_path / 'e.npz', image=image)
+    assert np.array_equal(read_eye_npz(tmp_path / 'e.npz').x[:, 0].numpy(), image)
 
 
 NAN = np.zeros((6, 2))
 NAN[4, 0] = np.nan
 
 
-@pytest.mark.parametrize('change, words', [
-    (dict(gaze=None), ["['gaze']", 'person']),
-    (dict(image=np.zeros((6, 9, 15))), ['image', 'float64', 'uint8']),
-    (dict(image=np.zeros((6, 9, 15, 3), np.uint8)), ['image', '(6, 9, 15, 3)']),
-    (dict(image=np.zeros((0, 9, 15), np.uint8)), ['image', '(0, 9, 15)']),
-    (dict(gaze=np.zeros((5, 2))), ['gaze', '(5, 2)', '(6, 2)']),
-    (dict(pose=np.zeros((6, 3))), ['pose', '(6, 3)', '(6, 2)']),
-    (dict(person=np.zeros(7, int)), ['person', '(7,)']),
-    (dict(person=np.zeros(6)), ['person', 'float64', 'integers']),
-    (dict(gaze=NAN), ['gaze[4]', 'nan', 'finite']),
-    (dict(pose=np.full((6, 2), 20.)), ['pose[0]', 'radians']),
-])
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        (dict(gaze=None), ["['gaze']", 'person']),
+        (dict(image=np.zeros((6, 9, 15))), ['image', 'float64', 'uint8']),
+        (dict(image=np.zeros((6, 9, 15, 3), np.uint8)), ['image', '(6, 9, 15, 3)']),
+        (dict(image=np.zeros((0, 9, 15), np.uint8)), ['image', '(0, 9, 15)']),
+        (dict(gaze=np.zeros((5, 2))), ['gaze', '(5, 2)', '(6, 2)']),
+        (dict(pose=np.zeros((6, 3))), ['pose', '(6, 3)', '(6, 2)']),
+        (dict(person=np.zeros(7, int)), ['person', '(7,)']),
+        (dict(person=np.zeros(6)), ['person', 'float64', 'integers']),
+        (dict(gaze=NAN), ['gaze[4]', 'nan', 'finite']),
+        (dict(pose=np.full((6, 2), 20.0)), ['pose[0]', 'radians']),
+    ],
+)
 def test_npz_that_is_wrong(tmp_path, change, words):
-    path = tmp_path/'e.npz'
+    path = tmp_path / 'e.npz'
     write_npz(path, **change)
-    with pytest.raises(ValueError) as e: load_eyes(path)
+    with pytest.raises(ValueError) as e:
+        load_eyes(path)
     assert all(w in str(e.value) for w in [str(path), *words]), e.value
 
 
-@pytest.mark.parametrize('keep', [0, 10, .5])
+@pytest.mark.parametrize('keep', [0, 10, 0.5])
 def test_truncated_npz(tmp_path, keep):
-    path = tmp_path/'e.npz'
+    path = tmp_path / 'e.npz'
     write_npz(path)
     whole = path.read_bytes()
-    path.write_bytes(whole[:int(keep*len(whole)) if isinstance(keep, float) else keep])
-    with pytest.raises(ValueError, match='e.npz is damaged'): load_eyes(path)
+    path.write_bytes(whole[: int(keep * len(whole)) if isinstance(keep, float) else keep])
+    with pytest.raises(ValueError, match='e.npz is damaged'):
+        load_eyes(path)
 
 
 def test_front_door_refuses_what_is_neither(tmp_path):
-    (tmp_path/'eyes.csv').write_text('1,2\n')
-    with pytest.raises(FileNotFoundError, match='a file; allowed: the folder MPIIGaze or an .npz'): load_eyes(tmp_path/'eyes.csv')
-    with pytest.raises(FileNotFoundError, match='does not exist'): load_eyes(tmp_path/'nowhere')
-    with pytest.raises(FileNotFoundError): read_eye_npz(tmp_path/'nowhere.npz')
+    (tmp_path / 'eyes.csv').write_text('1,2\n')
+    with pytest.raises(FileNotFoundError, match='a file; allowed: the folder MPIIGaze or an .npz'):
+        load_eyes(tmp_path / 'eyes.csv')
+    with pytest.raises(FileNotFoundError, match='does not exist'):
+        load_eyes(tmp_path / 'nowhere')
+    with pytest.raises(FileNotFoundError):
+        read_eye_npz(tmp_path / 'nowhere.npz')

@@ -4,6 +4,7 @@ before anything is trained, and kept.
 Digits, networks of width 16, 128 training images; a generator that nobody has to train stands in for a GAN. Real kills happen in children, which
 have one thread (see children.py).
 """
+
 import errno
 import itertools
 import json
@@ -17,11 +18,22 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from children import assert_same, begun, checkpoints, make, records, start, taught_digits, text, until
+from children import (
+    assert_same,
+    begun,
+    checkpoints,
+    make,
+    records,
+    start,
+    taught_digits,
+    text,
+    until,
+)
 from torch import nn
 
-from xcl.answers import RecordFile
-from xcl.eyes import EyeData, eye_factors, render
+from xcl.config import Config, rng, seeded
+from xcl.eye_renderer import eye_factors, render
+from xcl.gaze_data import EyeData
 from xcl.generated import (
     GENERATORS,
     GeneratedSet,
@@ -29,30 +41,47 @@ from xcl.generated import (
     Offline,
     Online,
     Sampled,
-    SetAnswers,
-    StoredAnswers,
+    SetTargets,
     StoredSet,
+    StoredTargets,
     external,
     register_generator,
 )
-from xcl.losses import Gaussian
-from xcl.runs import Config, Machine, Run, ensure, rng, seeded
+from xcl.likelihoods import Gaussian
+from xcl.records import RecordFile
+from xcl.runs import Run, ensure
+from xcl.runtime import RuntimeConfig
 from xcl.teachers import Teacher
-from xcl.train import GAZE_STUDENT, GAZE_TEACHER, METHODS, Loop, Method, Recipe, Train, added_set, gan_rows, gaze_students, image_row
+from xcl.train import (
+    GAZE_STUDENT,
+    GAZE_TEACHER,
+    METHODS,
+    Method,
+    Recipe,
+    Train,
+    Trainer,
+    added_set,
+    gan_rows,
+    gaze_students,
+    image_row,
+)
 from xcl.transfer import Empirical
 
-HERE = Machine('cpu', progress=False, checkpoint_s=1e9)
-SMALL = Recipe('sgd', .05, 32, 2, (1.5,), weight_decay=5e-4)   # 8 steps, 4 of them to an epoch
+HERE = RuntimeConfig('cpu', progress=False, checkpoint_s=1e9)
+SMALL = Recipe('sgd', 0.05, 32, 2, (1.5,), weight_decay=5e-4)  # 8 steps, 4 of them to an epoch
 MEMBERS = 2
 
 
 class Painter(nn.Module):
     "(z (b, 16), v (b, 8)) -> images (b, 3, 16, 16) in [-1, 1], the signature of a BigGAN; weights from a seed."
+
     def __init__(self, seed=1):
         super().__init__()
-        with seeded(seed, 'painter'): self.net, self.table = nn.Linear(24, 768), nn.Embedding(10, 8)
+        with seeded(seed, 'painter'):
+            self.net, self.table = nn.Linear(24, 768), nn.Embedding(10, 8)
 
-    def forward(self, z, v): return self.net(torch.cat([z, v], 1)).tanh().view(-1, 3, 16, 16)
+    def forward(self, z, v):
+        return self.net(torch.cat([z, v], 1)).tanh().view(-1, 3, 16, 16)
 
 
 def painter(seed=1):
@@ -63,22 +92,30 @@ def painter(seed=1):
 @dataclass(frozen=True)
 class Painted(Config):
     "A generator that is there at once."
-    seed:int = 1
-    def opened_generator(self, machine): return painter(self.seed)
+
+    seed: int = 1
+
+    def open_generator(self, runtime):
+        return painter(self.seed)
 
 
 @dataclass(frozen=True)
 class Eyes(Config):
     "A maker of eyes, of a person who is nobody in the training set."
-    person:int = 99
-    def opened(self, machine): return self
+
+    person: int = 99
+
+    def open(self, runtime):
+        return self
 
     def make(self, seed, start, stop):
         f, gaze, pose, noise = eye_factors(seed, self.person, range(start, stop))
-        return dict(x=render(f, gaze, pose, noise)[:, None].numpy(), y=gaze.numpy(), extra=pose.numpy())
+        return dict(
+            x=render(f, gaze, pose, noise)[:, None].numpy(), y=gaze.numpy(), aux=pose.numpy()
+        )
 
 
-SET = GeneratedSet(Sampled(Painted()), 200, 1, block=32)    # 7 blocks
+SET = GeneratedSet(Sampled(Painted()), 200, 1, block=32)  # 7 blocks
 KINDS = {'online': Online(SET.maker), 'offline': Offline(SET)}
 
 
@@ -94,22 +131,39 @@ def ask(base, xcl_home):
     shutil.copytree(base.home, xcl_home)
 
     def student(transfer, row='KD', seed=1, **kw):
-        method, family = image_row(row, 10)
+        method, likelihood = image_row(row, 10)
         kw = {**dict(shape=(('width', 16),)), **kw}
-        return Train('resnet18', family, base.data, replace(method, name='XCL-GAN', transfer=transfer), SMALL, seed, base.members, **kw)
+        return Train(
+            'resnet18',
+            likelihood,
+            base.data,
+            replace(method, name='XCL-GAN', transfer=transfer),
+            SMALL,
+            seed,
+            base.members,
+            **kw,
+        )
+
     return student
 
 
 @pytest.fixture
 def counts(monkeypatch):
     "How many images have been painted, put to teachers, and how many blocks written, in this process."
-    seen, paint, outs, put = SimpleNamespace(painted=0, asked=0, written=0), ImageGenerator.painted, Teacher.outs, RecordFile.put
+    seen, paint, outs, put = (
+        SimpleNamespace(painted=0, asked=0, written=0),
+        ImageGenerator.painted,
+        Teacher.outs,
+        RecordFile.put,
+    )
 
     def counting(name, f, size):
         def g(self, *a, **kw):
             setattr(seen, name, getattr(seen, name) + size(a))
             return f(self, *a, **kw)
+
         return g
+
     monkeypatch.setattr(ImageGenerator, 'painted', counting('painted', paint, lambda a: len(a[0])))
     monkeypatch.setattr(Teacher, 'outs', counting('asked', outs, lambda a: len(a[0])))
     monkeypatch.setattr(RecordFile, 'put', counting('written', put, lambda a: 1))
@@ -117,91 +171,127 @@ def counts(monkeypatch):
 
 
 @pytest.fixture
-def no_step(monkeypatch): monkeypatch.setattr(Loop, 'train_step', lambda self: pytest.fail('it trains'))
+def no_step(monkeypatch):
+    monkeypatch.setattr(Trainer, 'train_step', lambda self: pytest.fail('it trains'))
 
 
-def loop(cfg): return Loop(cfg, Run(cfg, HERE))
+def loop(cfg):
+    return Trainer(cfg, Run(cfg, HERE))
 
 
-def same(*batches): return all(torch.equal(u, v) for u, v in zip(*((*b.inputs, b.index, *b.made.values()) for b in batches)))
+def same(*batches):
+    return all(
+        torch.equal(u, v)
+        for u, v in zip(*((*b.inputs, b.index, *b.made.values()) for b in batches))
+    )
 
 
-def weights(cfg): return ensure(cfg, HERE).tensors()
+def weights(cfg):
+    return ensure(cfg, HERE).tensors()
 
 
-def equal(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def folders(home, word): return sorted(p for p in home.iterdir() if p.name.startswith(word))
+def folders(home, word):
+    return sorted(p for p in home.iterdir() if p.name.startswith(word))
 
 
 # ---- a function of (seed, step) ----
+
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_a_batch_made_twice_is_equal(ask, kind):
     "By two loops, which ask for the steps in another order; another step or seed gives another batch."
     a, b, other = (loop(ask(KINDS[kind], seed=s)) for s in (1, 1, 2))
     found = {step: a.batch(step) for step in (0, 5, 7)}
-    for step in 7, 0, 5: assert same(found[step], b.batch(step)) and torch.equal(a.target_of(found[step], step), b.target_of(b.batch(step), step))
+    for step in 7, 0, 5:
+        assert same(found[step], b.batch(step)) and torch.equal(
+            a.soft_targets(found[step], step), b.soft_targets(b.batch(step), step)
+        )
     assert not same(found[5], found[7]) and not same(found[5], other.batch(5))
-    assert [len(found[0].index), len(found[0].made['lam']), len(found[0].asked[0])] == [16, 16, 32 if kind == 'online' else 16]
+    assert [len(found[0].index), len(found[0].made['lam']), len(found[0].asked[0])] == [
+        16,
+        16,
+        32 if kind == 'online' else 16,
+    ]
 
 
 def test_one_class_is_a_plain_sample():
     "lam = 1, lam = 0 and i = j are G(z; v) of one class, bit for bit."
     g, z, i, j = painter(), torch.randn(9, 16), torch.arange(9), torch.arange(9).flip(0)
-    with torch.no_grad(): plain = ((g.net(z, g.table[i]) + 1)*127.5).round().to(torch.uint8)
-    for a, b, lam in (i, j, torch.ones(9)), (j, i, torch.zeros(9)), (i, i, torch.rand(9)): assert torch.equal(g(z, a, b, lam), plain)
+    with torch.no_grad():
+        plain = ((g.net(z, g.table[i]) + 1) * 127.5).round().to(torch.uint8)
+    for a, b, lam in (i, j, torch.ones(9)), (j, i, torch.zeros(9)), (i, i, torch.rand(9)):
+        assert torch.equal(g(z, a, b, lam), plain)
 
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_share_0_is_the_training_set(ask, counts, kind):
     "The same weights as KD's, and nothing is painted for a batch."
-    assert equal(weights(ask(replace(KINDS[kind], share=0.))), weights(ask(Empirical())))
-    cfg = ask(replace(KINDS[kind], share=0.))
+    assert equal(weights(ask(replace(KINDS[kind], share=0.0))), weights(ask(Empirical())))
+    cfg = ask(replace(KINDS[kind], share=0.0))
     painted = counts.painted
     made = loop(cfg)
-    for step in range(3): made.batch(step)
+    for step in range(3):
+        made.batch(step)
     assert counts.painted - painted <= 16, 'the probe of a generator, at most'
 
 
 def test_rows_of_a_set_do_not_depend_on_its_size(base, xcl_home):
-    few, many, apart = (StoredSet(ensure(replace(SET, n=n, block=b), HERE)).rows(range(40)) for n, b in ((40, 32), (200, 32), (200, 7)))
+    few, many, apart = (
+        StoredSet(ensure(replace(SET, n=n, block=b), HERE)).rows(range(40))
+        for n, b in ((40, 32), (200, 32), (200, 7))
+    )
     assert equal(few, many)
-    assert (few['x'].int() - apart['x'].int()).abs().max() <= 1 and torch.equal(few['pair'], apart['pair']), 'blocks of another size: rounding'
+    assert (few['x'].int() - apart['x'].int()).abs().max() <= 1 and torch.equal(
+        few['pair'], apart['pair']
+    ), 'blocks of another size: rounding'
 
 
 # ---- killed, and asked for again ----
+
 
 def die_putting(k, when):
     "Have this process killed in its k-th block: with half of it in the file, before or after it is marked."
     call, put = itertools.count(1), RecordFile.put
 
     def dies(self, b, **fields):
-        if next(call) != k: return put(self, b, **fields)
-        if when == 'half': self.map[b][self.record.names[0]][:16] = next(iter(fields.values()))[:16]
+        if next(call) != k:
+            return put(self, b, **fields)
+        if when == 'half':
+            self.map[b][self.record.names[0]][:16] = next(iter(fields.values()))[:16]
         if when == 'unmarked':
-            for name, v in fields.items(): self.map[b][name] = v
-        if when == 'marked': put(self, b, **fields)
+            for name, v in fields.items():
+                self.map[b][name] = v
+        if when == 'marked':
+            put(self, b, **fields)
         os.kill(os.getpid(), signal.SIGKILL)
+
     RecordFile.put = dies
 
 
 @pytest.mark.parametrize('when', ['half', 'unmarked', 'marked'])
 def test_killed_set_answers_and_student(ask, xcl_home, tmp_path, when):
     "7 blocks of images, then 7 of answers; killed in the 4th of each, then twice in training: the bytes of a run that nobody disturbed."
-    cfg, log, undisturbed = ask(KINDS['offline']), tmp_path/'log', tmp_path/'undisturbed'
+    cfg, log, undisturbed = ask(KINDS['offline']), tmp_path / 'log', tmp_path / 'undisturbed'
     shutil.copytree(xcl_home, undisturbed)
     assert make(cfg, undisturbed, log, checkpoint_s=1e9) == 0
     for k in 4, 8:
         assert make(cfg, xcl_home, log, (die_putting, k, when)) == -signal.SIGKILL, text(log)
-    assert not Run(cfg).done and begun(log)[-1][0] == Run(cfg).folder.name and len(begun(log)) == 1, 'no student was trained yet'
+    assert (
+        not Run(cfg).done and begun(log)[-1][0] == Run(cfg).folder.name and len(begun(log)) == 1
+    ), 'no student was trained yet'
     kills, g = 0, rng(0, 'kills')
-    def of_student(): return {c for c in checkpoints(xcl_home) if c[0] == Run(cfg).folder.name}
+
+    def of_student():
+        return {c for c in checkpoints(xcl_home) if c[0] == Run(cfg).folder.name}
+
     for _ in range(2):
-        seen, child = of_student(), start(cfg, xcl_home, log, checkpoint_s=-1, pace=.1)
-        until(lambda: of_student() - seen, child)     # noqa: B023
-        time.sleep(g.uniform(0, .1))
+        seen, child = of_student(), start(cfg, xcl_home, log, checkpoint_s=-1, pace=0.1)
+        until(lambda: of_student() - seen, child)  # noqa: B023
+        time.sleep(g.uniform(0, 0.1))
         child.kill()
         child.join(60)
         kills += child.exitcode == -signal.SIGKILL and not Run(cfg).done
@@ -211,15 +301,18 @@ def test_killed_set_answers_and_student(ask, xcl_home, tmp_path, when):
 
 
 def test_a_set_goes_on_where_it_was(xcl_home, tmp_path, counts):
-    assert make(SET, xcl_home, tmp_path/'log', (die_putting, 4, 'unmarked')) == -signal.SIGKILL
+    assert make(SET, xcl_home, tmp_path / 'log', (die_putting, 4, 'unmarked')) == -signal.SIGKILL
     run = ensure(SET, HERE)
     assert counts.written == 4, 'three of seven blocks were there'
-    other = tmp_path/'other'
-    assert make(SET, other, tmp_path/'log') == 0
-    assert (run.folder/'images.bin').read_bytes() == (other/run.folder.name/'images.bin').read_bytes()
+    other = tmp_path / 'other'
+    assert make(SET, other, tmp_path / 'log') == 0
+    assert (run.folder / 'images.bin').read_bytes() == (
+        other / run.folder.name / 'images.bin'
+    ).read_bytes()
 
 
 # ---- shared ----
+
 
 def test_students_share_set_and_answers(ask, xcl_home, counts):
     "Another seed, temperature, width: nothing is painted, and a teacher is asked about training images alone."
@@ -228,15 +321,21 @@ def test_students_share_set_and_answers(ask, xcl_home, counts):
     stored = {p: p.read_bytes() for p in xcl_home.rglob('*.bin')}
     for kw in dict(seed=2), dict(row='KD T=5'), dict(shape=(('width', 24),)):
         counts.painted = counts.asked = 0
-        assert ensure(ask(KINDS['offline'], **kw), HERE).result['target_entropy'] != first.result['target_entropy'] or 'shape' in kw
-        assert (counts.painted, counts.asked, counts.written) == (0, 8*16, 14), kw
+        assert (
+            ensure(ask(KINDS['offline'], **kw), HERE).result['target_entropy']
+            != first.result['target_entropy']
+            or 'shape' in kw
+        )
+        assert (counts.painted, counts.asked, counts.written) == (0, 8 * 16, 14), kw
     assert {p: p.read_bytes() for p in xcl_home.rglob('*.bin')} == stored and len(stored) == 2
 
 
 def test_online_paints_and_asks_at_each_step(ask, xcl_home, counts):
     cfg = ask(KINDS['online'])
     ensure(cfg, HERE)
-    assert counts.asked == 8*32 and counts.painted == 10 + (1 + 1 + 8)*16, 'the probe, two looks at the first batch, eight steps'
+    assert counts.asked == 8 * 32 and counts.painted == 10 + (1 + 1 + 8) * 16, (
+        'the probe, two looks at the first batch, eight steps'
+    )
     assert not list(xcl_home.rglob('*.bin'))
 
 
@@ -256,58 +355,113 @@ def test_no_step_moves_the_teacher(ask, monkeypatch):
     once, teacher_once = (replace(r, epochs=1, milestones=()) for r in (GAZE_STUDENT, GAZE_TEACHER))
     taught_by = Train('preact_resnet', Gaussian(), data, METHODS['MixUp'], teacher_once, 101)
     born, init = [], Teacher.__init__
-    monkeypatch.setattr(Teacher, '__init__', lambda self, *a: (init(self, *a), born.append(self))[0])
+    monkeypatch.setattr(
+        Teacher, '__init__', lambda self, *a: (init(self, *a), born.append(self))[0]
+    )
     for transfer in Online(Eyes()), added_set(Eyes(), 40, 64):
-        cfg = Train('lenet', Gaussian(), data, Method('XCL-GAN', transfer, 'teacher'), once, 1, (taught_by,))
+        cfg = Train(
+            'lenet', Gaussian(), data, Method('XCL-GAN', transfer, 'teacher'), once, 1, (taught_by,)
+        )
         made, teacher = loop(cfg), born[-1]
         before = {k: v.clone() for k, v in teacher.members[0].state_dict().items()}
-        for _ in range(2): made.train_step()
-        assert any('running_mean' in k for k in before) and equal(teacher.members[0].state_dict(), before)
-        assert not any(m.training for m in teacher.members[0].modules() if isinstance(m, nn.BatchNorm2d))
+        for _ in range(2):
+            made.train_step()
+        assert any('running_mean' in k for k in before) and equal(
+            teacher.members[0].state_dict(), before
+        )
+        assert not any(
+            m.training for m in teacher.members[0].modules() if isinstance(m, nn.BatchNorm2d)
+        )
 
 
 # ---- gaze ----
 
+
 def test_added_eyes_bring_their_head_pose(xcl_home):
     "The share is that of the union; the network sees the pose each eye was drawn with, the teacher answers to it, and labels are there too."
     data = EyeData('procedural', split=1, people=3, held_out=1, per_person=32)
-    taught_by = (Train('preact_resnet', Gaussian(), data, METHODS['MixUp'], replace(GAZE_TEACHER, epochs=1, milestones=()), 101),)
-    students = gaze_students(data, 1, .025, taught_by, generated={'XCL-GAN': added_set(Eyes(), 192, 64)})
+    taught_by = (
+        Train(
+            'preact_resnet',
+            Gaussian(),
+            data,
+            METHODS['MixUp'],
+            replace(GAZE_TEACHER, epochs=1, milestones=()),
+            101,
+        ),
+    )
+    students = gaze_students(
+        data, 1, 0.025, taught_by, generated={'XCL-GAN': added_set(Eyes(), 192, 64)}
+    )
     cfg = students['XCL-GAN']
-    assert list(students)[-1] == 'XCL-GAN' and cfg.method.transfer.share == .75
+    assert list(students)[-1] == 'XCL-GAN' and cfg.method.transfer.share == 0.75
     made = loop(cfg)
-    batch, rows = made.batch(1), StoredSet(Run(cfg.method.transfer.set, HERE)).rows(made.batch(1).row)
+    batch, rows = (
+        made.batch(1),
+        StoredSet(Run(cfg.method.transfer.set, HERE)).rows(made.batch(1).row),
+    )
     x, pose = batch.inputs
-    assert x.shape == (32, 1, 36, 60) and len(batch.index) == 8 and torch.equal(pose[8:], rows['extra'])
-    live = Teacher([taught_by[0].network(HERE)], cfg.family)
-    torch.testing.assert_close(made.target_of(batch, 1), live(x, pose), rtol=2e-3, atol=2e-3)
-    labelled = loop(replace(cfg, method=Method('added eyes', cfg.method.transfer, 'labels'), teachers=()))
-    assert torch.equal(labelled.target_of(batch, 1)[8:], rows['y'])
+    assert (
+        x.shape == (32, 1, 36, 60) and len(batch.index) == 8 and torch.equal(pose[8:], rows['aux'])
+    )
+    live = Teacher([taught_by[0].network(HERE)], cfg.likelihood)
+    torch.testing.assert_close(made.soft_targets(batch, 1), live(x, pose), rtol=2e-3, atol=2e-3)
+    labelled = loop(
+        replace(cfg, method=Method('added eyes', cfg.method.transfer, 'labels'), teachers=())
+    )
+    assert torch.equal(labelled.soft_targets(batch, 1)[8:], rows['y'])
     assert ensure(cfg, HERE).result['steps'] == ensure(students['KD'], HERE).result['steps']
 
 
 # ---- what cannot be used ----
 
+
 def refused(cfg, *words):
     "The message with which a student is refused; files are as they were, but for what the attempt may add."
     home = Run(cfg).folder.parent
     before = {p: p.read_bytes() for p in home.rglob('*.bin')}
-    with pytest.raises((ValueError, OSError)) as e: ensure(cfg, HERE)
+    with pytest.raises((ValueError, OSError)) as e:
+        ensure(cfg, HERE)
     assert {p: p.read_bytes() for p in before} == before and not Run(cfg).done
-    for w in words: assert w in str(e.value), e.value
+    for w in words:
+        assert w in str(e.value), e.value
     return e.value
 
 
 WRONG = {
-    'size': (lambda net: ImageGenerator(net, net.table.weight, 16, 32), 'images of shape (10, 3, 16, 16); expected (10, 3, 32, 32)'),
-    'latent': (lambda net: ImageGenerator(net, net.table.weight, 20, 16), 'the generator fails on z (10, 20)'),
+    'size': (
+        lambda net: ImageGenerator(net, net.table.weight, 16, 32),
+        'images of shape (10, 3, 16, 16); expected (10, 3, 32, 32)',
+    ),
+    'latent': (
+        lambda net: ImageGenerator(net, net.table.weight, 20, 16),
+        'the generator fails on z (10, 20)',
+    ),
     'table': (lambda net: ImageGenerator(net, torch.eye(10), 16, 16), 'class vectors (10, 10)'),
-    'table of integers': (lambda net: ImageGenerator(net, torch.arange(10), 16, 16), 'table is torch.int64 (10,)'),
-    'range 0 to 1': (lambda net: ImageGenerator(lambda z, v: (net(z, v) + 1)/2, net.table.weight, 16, 16), 'that is the range 0 to 1'),
-    'range 0 to 255': (lambda net: ImageGenerator(lambda z, v: (net(z, v) + 1)*127, net.table.weight, 16, 16), 'pixels from'),
-    'NaN': (lambda net: ImageGenerator(lambda z, v: net(z, v)/0*0, net.table.weight, 16, 16), 'NaN or infinity in 10 of 10'),
-    'other images': (lambda net: ImageGenerator(lambda z, v: net(z, v)[..., :8, :8], net.table.weight, 16, 8), 'made images are (3, 8, 8)'),
-    'more classes': (lambda net: ImageGenerator(lambda z, v: net(z, v[:, :8]), torch.eye(40), 16, 16), 'the training set has classes 0 to 9'),
+    'table of integers': (
+        lambda net: ImageGenerator(net, torch.arange(10), 16, 16),
+        'table is torch.int64 (10,)',
+    ),
+    'range 0 to 1': (
+        lambda net: ImageGenerator(lambda z, v: (net(z, v) + 1) / 2, net.table.weight, 16, 16),
+        'that is the range 0 to 1',
+    ),
+    'range 0 to 255': (
+        lambda net: ImageGenerator(lambda z, v: (net(z, v) + 1) * 127, net.table.weight, 16, 16),
+        'pixels from',
+    ),
+    'NaN': (
+        lambda net: ImageGenerator(lambda z, v: net(z, v) / 0 * 0, net.table.weight, 16, 16),
+        'NaN or infinity in 10 of 10',
+    ),
+    'other images': (
+        lambda net: ImageGenerator(lambda z, v: net(z, v)[..., :8, :8], net.table.weight, 16, 8),
+        'made images are (3, 8, 8)',
+    ),
+    'more classes': (
+        lambda net: ImageGenerator(lambda z, v: net(z, v[:, :8]), torch.eye(40), 16, 16),
+        'the training set has classes 0 to 9',
+    ),
 }
 
 
@@ -315,49 +469,71 @@ WRONG = {
 def test_a_generator_that_does_not_fit(ask, no_step, monkeypatch, what):
     "Refused when it is opened, or beside the training set, whether online or offline, and before a step."
     build, message = WRONG[what]
-    monkeypatch.setattr(Painted, 'opened_generator', lambda self, machine: build(Painter()))
-    for kind in KINDS: refused(ask(KINDS[kind]), message)
+    monkeypatch.setattr(Painted, 'opened_generator', lambda self, runtime: build(Painter()))
+    for kind in KINDS:
+        refused(ask(KINDS[kind]), message)
 
 
 def test_a_generator_that_fails_later(xcl_home, monkeypatch, counts):
     "NaN in the fourth block, after a probe and a row for its type: three blocks are kept, and used once the generator is mended."
     paint, calls = Painter.forward, itertools.count()
-    monkeypatch.setattr(Painter, 'forward', lambda self, z, v: paint(self, z, v) if next(calls) < 5 else paint(self, z, v)*torch.nan)
-    with pytest.raises(ValueError, match='NaN or infinity in 32 of 32 images'): ensure(SET, HERE)
+    monkeypatch.setattr(
+        Painter,
+        'forward',
+        lambda self, z, v: paint(self, z, v) if next(calls) < 5 else paint(self, z, v) * torch.nan,
+    )
+    with pytest.raises(ValueError, match='NaN or infinity in 32 of 32 images'):
+        ensure(SET, HERE)
     monkeypatch.setattr(Painter, 'forward', paint)
     assert counts.written == 3
     ensure(SET, HERE)
     assert counts.written == 7
 
 
-DAMAGE = {'cut short': (lambda b: b[:-1000], 'is cut short'), 'empty': (lambda b: b'', 'is cut short: 0 of'),
-          'one bit': (lambda b: b[:-3000] + bytes([b[-3000] ^ 1]) + b[-2999:], '1 of 7 blocks are missing or fail their checksum'),
-          'no set': (lambda b: b'my holiday pictures', 'is no file of'),
-          'header of another': (lambda b: b.replace(b'"format": "xcl', b'"format": "lcx', 1), 'holds other')}
+DAMAGE = {
+    'cut short': (lambda b: b[:-1000], 'is cut short'),
+    'empty': (lambda b: b'', 'is cut short: 0 of'),
+    'one bit': (
+        lambda b: b[:-3000] + bytes([b[-3000] ^ 1]) + b[-2999:],
+        '1 of 7 blocks are missing or fail their checksum',
+    ),
+    'no set': (lambda b: b'my holiday pictures', 'is no file of'),
+    'header of another': (
+        lambda b: b.replace(b'"format": "xcl', b'"format": "lcx', 1),
+        'holds other',
+    ),
+}
 
 
 @pytest.mark.parametrize('name', ['images.bin', 'answers.bin'])
 @pytest.mark.parametrize('how', DAMAGE)
-def test_damaged_files_are_refused_and_mended(ask, xcl_home, no_step, counts, monkeypatch, name, how):
+def test_damaged_files_are_refused_and_mended(
+    ask, xcl_home, no_step, counts, monkeypatch, name, how
+):
     "Nothing is trained. After what the message asks for, the file has its old bytes, and what was whole has been kept."
     cfg, (change, message) = ask(KINDS['offline']), DAMAGE[how]
-    answers = ensure(SetAnswers(SET, cfg.teachers, cfg.family.keeper), HERE)
+    answers = ensure(SetTargets(SET, cfg.teachers, cfg.likelihood.cache_key), HERE)
     [path] = xcl_home.glob(f'*/{name}')
     whole = path.read_bytes()
     path.write_bytes(change(whole))
     said = str(refused(cfg, str(path), message))
-    if 'result.json' in said: (path.parent/'result.json').unlink()
-    else: path.unlink(); (path.parent/'result.json').unlink()
+    if 'result.json' in said:
+        (path.parent / 'result.json').unlink()
+    else:
+        path.unlink()
+        (path.parent / 'result.json').unlink()
     counts.written = 0
     ensure(answers.cfg, HERE), ensure(SET, HERE)
-    assert path.read_bytes() == whole and counts.written == {'cut short': 1, 'one bit': 1}.get(how, 7)
+    assert path.read_bytes() == whole and counts.written == {'cut short': 1, 'one bit': 1}.get(
+        how, 7
+    )
 
 
 def test_answers_of_another_teacher(ask, base, xcl_home, no_step):
     "The teacher was trained again, with other weights under the same config: its old answers are refused, and stay."
     cfg = ask(KINDS['offline'])
-    ensure(SetAnswers(SET, cfg.teachers, cfg.family.keeper), HERE)
-    weights, other = (Run(t).folder/'weights.safetensors' for t in base.members)
+    ensure(SetTargets(SET, cfg.teachers, cfg.likelihood.cache_key), HERE)
+    weights, other = (Run(t).folder / 'weights.safetensors' for t in base.members)
     shutil.copy(other, weights)
     said = refused(cfg, 'answers.bin holds other answers: made_by is')
     assert re.search(r'made_by is [0-9a-f]{16}, expected [0-9a-f]{16}', str(said))
@@ -366,16 +542,17 @@ def test_answers_of_another_teacher(ask, base, xcl_home, no_step):
 def test_answers_to_another_set(ask, xcl_home, no_step):
     "A set that was made again with other content, as on another device: answers to the old one are refused."
     cfg = ask(KINDS['offline'])
-    answers = ensure(SetAnswers(SET, cfg.teachers, cfg.family.keeper), HERE)
+    answers = ensure(SetTargets(SET, cfg.teachers, cfg.likelihood.cache_key), HERE)
     with pytest.raises(ValueError, match='content is .*, expected fedcba9876543210'):
-        StoredAnswers(answers, 'x', 'fedcba9876543210')
+        StoredTargets(answers, 'x', 'fedcba9876543210')
 
 
 @pytest.mark.parametrize('name', ['images.bin', 'answers.bin'])
 def test_a_disk_that_is_too_small(ask, xcl_home, monkeypatch, no_step, counts, name):
     "Said before the first block; what is there stays."
     cfg = ask(KINDS['offline'])
-    if name == 'answers.bin': ensure(SET, HERE)
+    if name == 'answers.bin':
+        ensure(SET, HERE)
     counts.written = 0
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: SimpleNamespace(free=1000))
     e = refused(cfg, name, 'Nothing was written')
@@ -384,12 +561,13 @@ def test_a_disk_that_is_too_small(ask, xcl_home, monkeypatch, no_step, counts, n
 
 # ---- trained elsewhere ----
 
+
 def test_a_generator_from_elsewhere(ask, monkeypatch):
     "The same images as the same network under a config of ours; other weights under its name are refused."
-    monkeypatch.setitem(GENERATORS, 'mine', lambda machine: painter())
+    monkeypatch.setitem(GENERATORS, 'mine', lambda runtime: painter())
     cfg = external('mine', HERE)
     assert equal(weights(ask(Online(Sampled(cfg)))), weights(ask(KINDS['online'])))
-    register_generator('mine', lambda machine: painter(2))
+    register_generator('mine', lambda runtime: painter(2))
     refused(ask(Online(Sampled(cfg)), seed=5), f'this run was defined on {cfg.digest}')
     assert external('mine', HERE) != cfg
     monkeypatch.delitem(GENERATORS, 'mine')
@@ -397,9 +575,16 @@ def test_a_generator_from_elsewhere(ask, monkeypatch):
 
 
 def test_rows_of_section_a6():
-    rows = gan_rows(Painted(), 1000, 7, share=.25)
-    method, family = image_row('XCL-GAN offline T=5', 10, generated=rows)
-    assert (method.name, method.target, family.temperature) == ('XCL-GAN offline', 'teacher', 5.)
-    assert method.transfer == Offline(GeneratedSet(Sampled(Painted()), 1000, 7), .25) and rows['XCL-GAN online'] == Online(Sampled(Painted()), .25)
+    rows = gan_rows(Painted(), 1000, 7, share=0.25)
+    method, likelihood = image_row('XCL-GAN offline T=5', 10, generated=rows)
+    assert (method.name, method.target, likelihood.temperature) == (
+        'XCL-GAN offline',
+        'teacher',
+        5.0,
+    )
+    assert method.transfer == Offline(GeneratedSet(Sampled(Painted()), 1000, 7), 0.25) and rows[
+        'XCL-GAN online'
+    ] == Online(Sampled(Painted()), 0.25)
     for bad in 'XCL-GAN', 'XCL-GAN offline 5', 'GAN online':
-        with pytest.raises(ValueError, match='allowed: ERM, .*XCL-GAN online, XCL-GAN offline'): image_row(bad, 10, generated=rows)
+        with pytest.raises(ValueError, match='allowed: ERM, .*XCL-GAN online, XCL-GAN offline'):
+            image_row(bad, 10, generated=rows)

@@ -1,4 +1,5 @@
 """Progress bars: seen in a terminal and in a live Jupyter front end, silent where nobody looks."""
+
 import fcntl
 import os
 import pty
@@ -31,8 +32,14 @@ def kernel():
 def test_jupyter(kernel, attached):
     "A front end that can be asked for input sees a bar; papermill and nbconvert, which cannot, see none."
     printed = []
-    kernel.execute_interactive(BAR, allow_stdin=attached, timeout=120,
-                               output_hook=lambda m: printed.append(m['content'].get('text', '')) if m['msg_type'] == 'stream' else None)
+    kernel.execute_interactive(
+        BAR,
+        allow_stdin=attached,
+        timeout=120,
+        output_hook=lambda m: (
+            printed.append(m['content'].get('text', '')) if m['msg_type'] == 'stream' else None
+        ),
+    )
     assert ''.join(printed).strip().endswith(str(attached))
 
 
@@ -45,7 +52,9 @@ def test_terminal():
     controller, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 80, 0, 0))
     os.set_blocking(controller, False)
-    done = subprocess.run([sys.executable, '-c', BAR], stdout=subprocess.PIPE, stderr=terminal, text=True, check=True)
-    drawn = os.read(controller, 10_000)   # while our end of the terminal is still open
+    done = subprocess.run(
+        [sys.executable, '-c', BAR], stdout=subprocess.PIPE, stderr=terminal, text=True, check=True
+    )
+    drawn = os.read(controller, 10_000)  # while our end of the terminal is still open
     os.close(terminal)
     assert done.stdout == 'True\n' and b'counting' in drawn

@@ -2,6 +2,7 @@
 
 The processes here are real: see children.py.
 """
+
 import os
 import signal
 import subprocess
@@ -10,21 +11,34 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from children import assert_same, begun, checkpoints, folder, make, of, records, start, undisturbed, until
+from children import (
+    assert_same,
+    begun,
+    checkpoints,
+    folder,
+    make,
+    of,
+    records,
+    start,
+    undisturbed,
+    until,
+)
 
 from xcl import classify
-from xcl.data import image_data
-from xcl.deploy import pack, weigh
-from xcl.runs import Machine, Run, ensure
+from xcl.deploy import pack, packed_size
+from xcl.images import image_data
+from xcl.runs import Run, ensure
+from xcl.runtime import RuntimeConfig
 from xcl.teachers import Teacher
-from xcl.train import Loop, image_run, image_teachers, trained
+from xcl.train import Trainer, image_run, image_teachers, trained
 
-DATA = image_data('digits', train_size=128)      # one step to an epoch
+DATA = image_data('digits', train_size=128)  # one step to an epoch
 SHAPES = {'resnet18': (('width', 16),), 'binary_resnet18': (('width', 16),)}
-TEACHER = image_teachers('+ CutMix', DATA, 1, 1, .05, SHAPES)
+TEACHER = image_teachers('+ CutMix', DATA, 1, 1, 0.05, SHAPES)
 
 
-def student(row, net='binary_resnet18', width=16, budget=.05): return image_run(row, DATA, 1, budget, {net: (('width', width),)}, TEACHER, net)
+def student(row, net='binary_resnet18', width=16, budget=0.05):
+    return image_run(row, DATA, 1, budget, {net: (('width', width),)}, TEACHER, net)
 
 
 @pytest.fixture(scope='module')
@@ -36,15 +50,16 @@ def reference(tmp_path_factory):
 @pytest.mark.parametrize('wait', [1, 2])
 def test_a_binary_student_is_killed_and_goes_on(reference, tmp_path, wait):
     "After its first, and after its second checkpoint. The real weights behind the bits are part of it."
-    home, log = tmp_path/'home', tmp_path/'log'
+    home, log = tmp_path / 'home', tmp_path / 'log'
     home.mkdir()
     assert make(TEACHER[0], home, log) == 0
-    child, name = start(student('XCL-Mix'), home, log, pace=.02), folder(student('XCL-Mix'))
+    child, name = start(student('XCL-Mix'), home, log, pace=0.02), folder(student('XCL-Mix'))
     seen = set()
 
     def enough():
         seen.update(c for c in checkpoints(home) if c[0] == name)
         return len(seen) >= wait
+
     until(enough, child)
     os.kill(child.pid, signal.SIGKILL)
     child.join()
@@ -56,14 +71,27 @@ def test_a_binary_student_is_killed_and_goes_on(reference, tmp_path, wait):
 
 
 def section():
-    P = SimpleNamespace(**classify.PRESETS['smoke'] | dict(seed=1, preset='smoke', data_dir='', device='cpu', changed={}, store='half'))
+    P = SimpleNamespace(
+        **classify.PRESETS['smoke']
+        | dict(seed=1, preset='smoke', data_dir='', device='cpu', changed={}, store='half')
+    )
     return classify.section('student_size', P)
 
 
 def grid(S, crowd):
     "Two widths and both families of two rows; one teacher."
-    cells = [(row, net, w) for net, w in (('resnet18', 8), ('binary_resnet18', 16)) for row in ('ERM', 'KD')]
-    return {('teacher', 1): crowd, **{(f'{row}, {net} {w}', 1): classify.student(S, row, 1, crowd, net, w) for row, net, w in cells}}
+    cells = [
+        (row, net, w)
+        for net, w in (('resnet18', 8), ('binary_resnet18', 16))
+        for row in ('ERM', 'KD')
+    ]
+    return {
+        ('teacher', 1): crowd,
+        **{
+            (f'{row}, {net} {w}', 1): classify.student(S, row, 1, crowd, net, w)
+            for row, net, w in cells
+        },
+    }
 
 
 def test_a_grid_that_was_interrupted_goes_on(monkeypatch, capsys):
@@ -71,33 +99,44 @@ def test_a_grid_that_was_interrupted_goes_on(monkeypatch, capsys):
     S = section()
     g, asked = grid(S, classify.teachers(S)), []
 
-    def stops(cfg, machine):
+    def stops(cfg, runtime):
         asked.append(cfg.hash)
-        if len(asked) == 4: raise KeyboardInterrupt
-        return ensure(cfg, machine)
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return ensure(cfg, runtime)
+
     with monkeypatch.context() as m:
         m.setattr(classify, 'ensure', stops)
-        with pytest.raises(KeyboardInterrupt): classify.run_all(S, g)
+        with pytest.raises(KeyboardInterrupt):
+            classify.run_all(S, g)
     home = classify.home()
     before = {p: p.stat().st_mtime_ns for p in home.glob('*/result.json')}
     assert len(before) == 3 and capsys.readouterr().out.splitlines()[-1].startswith('3/6')
     runs = classify.run_all(S, g)
     said = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in said if '/6' in line] == [f'{k}/6' for k in range(1, 7)]
-    assert all(p.stat().st_mtime_ns == t for p, t in before.items()) and len(list(home.glob('*/result.json'))) == 6
+    assert (
+        all(p.stat().st_mtime_ns == t for p, t in before.items())
+        and len(list(home.glob('*/result.json'))) == 6
+    )
     assert list(runs) == list(g)
 
 
 def test_students_of_both_families_read_one_store(monkeypatch):
     "A file for both. The first asks at each of its two steps; both ask once more, for the shape of an answer, and the second nothing else."
     S, asked, outs = section(), [], Teacher.outs
-    monkeypatch.setattr(Teacher, 'outs', lambda self, *inputs: asked.append(len(inputs[0])) or outs(self, *inputs))
+    monkeypatch.setattr(
+        Teacher, 'outs', lambda self, *inputs: asked.append(len(inputs[0])) or outs(self, *inputs)
+    )
     g = grid(S, classify.teachers(S))
     classify.run_all(S, g)
-    assert len(list((classify.home()/'answers').glob('*.answers'))) == 1
+    assert len(list((classify.home() / 'answers').glob('*.answers'))) == 1
     first, second = (g[k] for k in g if k[0].startswith('KD'))
-    assert [ensure(c, S.machine).result['steps'] for c in (first, second)] == [2, 2] and first.recipe != second.recipe
-    assert asked == [128]*4
+    assert [ensure(c, S.runtime).result['steps'] for c in (first, second)] == [
+        2,
+        2,
+    ] and first.recipe != second.recipe
+    assert asked == [128] * 4
 
 
 READER = """
@@ -110,28 +149,40 @@ with torch.no_grad(): torch.save(unpack(sys.argv[1])(val.x[:100].float()/255), s
 """
 
 
-@pytest.mark.parametrize('net, width', [('binary_resnet18', 16), ('binary_resnet18', 8), ('resnet18', 16)])
+@pytest.mark.parametrize(
+    'net, width', [('binary_resnet18', 16), ('binary_resnet18', 8), ('resnet18', 16)]
+)
 def test_a_file_says_the_same_in_another_process(tmp_path, net, width):
-    run = ensure(student('ERM', net, width, budget=.01), Machine('cpu', progress=False))
-    pack(run.cfg, trained(run), tmp_path/'student.xcl')
-    subprocess.run([sys.executable, '-c', READER, tmp_path/'student.xcl', tmp_path/'out.pt'], check=True)
-    _, val = DATA.load(Machine('cpu'))
-    with torch.no_grad(): own = trained(run)(val.x[:100].float()/255)
-    assert torch.equal(torch.load(tmp_path/'out.pt'), own)
+    run = ensure(student('ERM', net, width, budget=0.01), RuntimeConfig('cpu', progress=False))
+    pack(run.cfg, trained(run), tmp_path / 'student.xcl')
+    subprocess.run(
+        [sys.executable, '-c', READER, tmp_path / 'student.xcl', tmp_path / 'out.pt'], check=True
+    )
+    _, val = DATA.load(RuntimeConfig('cpu'))
+    with torch.no_grad():
+        own = trained(run)(val.x[:100].float() / 255)
+    assert torch.equal(torch.load(tmp_path / 'out.pt'), own)
 
 
 def test_what_a_file_says_is_what_the_run_said(tmp_path):
     "All test images through the unpacked network; the run asked a folded copy, which is equal within rounding."
-    run = ensure(student('ERM', budget=.01), Machine('cpu', progress=False))
-    said = weigh(run)
-    assert abs(run.result['val_loss'] - said['val_loss']) < 1e-4 and abs(run.result['top1'] - said['top1']) <= .2     # two of 1,000 images
+    run = ensure(student('ERM', budget=0.01), RuntimeConfig('cpu', progress=False))
+    said = packed_size(run)
+    assert (
+        abs(run.result['val_loss'] - said['val_loss']) < 1e-4
+        and abs(run.result['top1'] - said['top1']) <= 0.2
+    )  # two of 1,000 images
 
 
 @pytest.mark.gpu
 def test_a_binary_student_trains_on_a_gpu():
     "The same losses as on a CPU, convolutions in TF32; compiled as other networks are."
-    cpu, gpu = (Loop(student('ERM'), Run(student('ERM'), Machine(d))) for d in ('cpu', 'cuda'))
+    cpu, gpu = (
+        Trainer(student('ERM'), Run(student('ERM'), RuntimeConfig(d))) for d in ('cpu', 'cuda')
+    )
     for loop in (cpu, gpu):
-        for _ in range(3): loop.losses[0] = 0; loop.train_step()
+        for _ in range(3):
+            loop.losses[0] = 0
+            loop.train_step()
     torch.testing.assert_close(gpu.losses.cpu(), cpu.losses, rtol=2e-2, atol=1e-3)
-    pack(student('ERM'), gpu.net, gpu.run.folder.parent/'gpu.xcl')
+    pack(student('ERM'), gpu.net, gpu.run.folder.parent / 'gpu.xcl')
