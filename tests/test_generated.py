@@ -469,7 +469,7 @@ WRONG = {
 def test_a_generator_that_does_not_fit(ask, no_step, monkeypatch, what):
     "Refused when it is opened, or beside the training set, whether online or offline, and before a step."
     build, message = WRONG[what]
-    monkeypatch.setattr(Painted, 'opened_generator', lambda self, runtime: build(Painter()))
+    monkeypatch.setattr(Painted, 'open_generator', lambda self, runtime: build(Painter()))
     for kind in KINDS:
         refused(ask(KINDS[kind]), message)
 
