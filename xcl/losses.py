@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['TEMPERS', 'LOGVAR_RANGE', 'same_shape', 'widen', 'check_smoothing', 'smooth_labels', 'soft_cross_entropy', 'entropy',
            'normalised_entropy', 'check_temperature', 'categorical_kl', 'check_temper', 'log_probabilities', 'tempered',
-           'mean_probability', 'check_gaussian', 'gaussian_nll', 'gaussian_kl', 'moment_match', 'split_gaussian']
+           'mean_probability', 'check_gaussian', 'gaussian_nll', 'gaussian_kl', 'moment_match', 'logvar_range',
+           'split_gaussian']
 
 # %% ../nbs/lib/20_losses.ipynb #c002
 import math
@@ -183,15 +184,24 @@ def moment_match(
     return mean, own + torch.log1p(spread * (-own).exp())
 
 # %% ../nbs/lib/20_losses.ipynb #c062
-LOGVAR_RANGE = (
-    -14.0,
-    4.0,
-)  # ln of the variance of each axis: sigma from 0.0009 (0.05 degrees, in radians) to 7.4
+# ln of the variance of each axis, for targets of scale 1: σ from 0.0009 (0.05 degrees, in radians) to 7.4
+LOGVAR_RANGE = (-14.0, 4.0)
+
+
+def logvar_range(
+    scale: float = 1.0,  # of the targets, e.g. their standard deviation, in their unit; above 0
+) -> tuple:  # (low, high), ln of a variance in the unit of the targets, squared
+    "Return the range of log-variances for targets of a scale. Raises ValueError for other scales."
+    if not 0 < scale < math.inf:
+        raise ValueError(f'scale must be finite and above 0; got {scale}')
+    shift = 2 * math.log(scale)
+    return LOGVAR_RANGE[0] + shift, LOGVAR_RANGE[1] + shift
 
 
 def split_gaussian(
     out: Tensor,  # network output, (..., d+1): d means, one raw log-variance
-) -> tuple:  # mean (..., d), log-variance (...) within LOGVAR_RANGE
+    scale: float = 1.0,  # of the targets, as for `logvar_range`
+) -> tuple:  # mean (..., d), log-variance (...) within `logvar_range(scale)`
     "Return mean and log-variance; the latter is clamped in value, with its gradient passed through."
     mean, raw = out[..., :-1], out[..., -1]
-    return mean, raw + (raw.clamp(*LOGVAR_RANGE) - raw).detach()
+    return mean, raw + (raw.clamp(*logvar_range(scale)) - raw).detach()

@@ -33,7 +33,7 @@ class RuntimeConfig:
     progress: bool = True  # progress bars, where somebody can see them
     checkpoint_s: float = 30.0  # seconds between checkpoints
     compile: bool = True  # on CUDA: forward and backward of the student as CUDA graphs
-    store: bool = False  # keep teachers' answers in files, for other students of the same stream
+    target_cache: bool = False  # store soft targets in files, for later students on the same images
     workers: int = -1  # processes that decode images of a folder; -1: one for each CPU core but one, 16 at most; 0: none
     world_size: int = 1  # at least so many have to work on a run together (`xcl.launch`)
     weights: str = ''  # file of a teacher's weights, where it was trained elsewhere
