@@ -180,7 +180,7 @@ def test_two_processes_with_workers_on_a_folder(tmp_path, photos, xcl_home):
         ({}, 3, r'3 processes cannot share the 4 parts of a batch of 32 evenly'),
         (dict(world_size=3), 2, r'2 of at least 3 processes were started'),
         (
-            dict(store=True),
+            dict(target_cache=True),
             2,
             r"2 processes cannot write one store of answers; allowed: store = 'off'",
         ),
