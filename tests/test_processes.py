@@ -155,7 +155,9 @@ def photos(tmp_path):
 
 
 def test_two_processes_with_workers_on_a_folder(tmp_path, photos, xcl_home):
-    data = folder_data(RuntimeConfig('cpu', str(photos), workers=0), size=32, resize=36)
+    data = folder_data(
+        photos, RuntimeConfig('cpu', str(photos), workers=0), size=32, resize=36
+    )
     recipe = replace(RESNET, batch=16, part=8, epochs=2, schedule='cosine', milestones=())
     cfg = Train(
         'imagenet_resnet',
