@@ -21,6 +21,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from xcl.source import (
+    assigned,
     class_statement,
     file_of,
     function_statement,
@@ -232,7 +233,15 @@ def names(self: _Graph, node: ast.AST, functions: list, cls: type = None) -> dic
     for k, v in [*found.items()]:
         if isinstance(v, types.ModuleType) and _own_module(v.__name__, seen):
             found |= _attributes(node, k, v)
-    values = {k: self.value(found[k]) for k in sorted(found) if k != '__class__'}
+    file = functions[0].__code__.co_filename if functions else cls and file_of(cls)
+    values = {}
+    for k in sorted(found.keys() - {'__class__'}):
+        source = assigned(k, file) if isinstance(found[k], (list, dict, set)) else None
+        if source is None:
+            values[k] = self.value(found[k])
+        else:
+            write = lambda o: [normalised(o), self.names(o, functions, cls)]
+            values[k] = self.node(source, write)
     return {
         k: v
         for k, v in values.items()
@@ -265,10 +274,11 @@ def state(self: _Graph, m: nn.Module) -> list:
 
 @patch
 def instance(self: _Graph, v):
-    "Any other object: its attributes where its class is own or xcl's, else the name of its type."
+    "Any other object: its attributes where its class is own or it is a config, else its type."
     if isinstance(v, (types.BuiltinFunctionType, np.ufunc)):
         return f'{getattr(v, "__module__", None) or "numpy"}.{v.__name__}'
-    if not (is_own(type(v)) or is_xcl(type(v))):
+    config = is_xcl(type(v)) and hasattr(type(v), 'to_dict')
+    if not (is_own(type(v)) or config):
         return ['instance', package_label(type(v))]
 
     def write(v):

@@ -51,7 +51,7 @@ def check_fit(
 # %% ../nbs/lib/26_generated.ipynb #c007
 @dataclass(frozen=True, eq=False)
 class JointBatches:
-    "Batches of training and generated images, by number. Raises ValueError where generated images do not fit."
+    "Batches of training and generated images, by number. Raises ValueError where they do not fit."
 
     train: ExampleSet  # on the device
     size: int  # images in a micro-batch

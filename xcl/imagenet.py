@@ -182,7 +182,9 @@ def section(
     runtime = RuntimeConfig(
         P.device, folder, workers=P.workers, world_size=P.world_size, weights=P.weights
     )
-    data = folder_data(runtime, size=P.size, resize=P.resize, how=P.how, train_size=P.train_size)
+    data = folder_data(
+        folder, runtime, size=P.size, resize=P.resize, how=P.how, train_size=P.train_size
+    )
     train, val = data.load(runtime)
     at = P.v2_dir or (folder if P.dataset == 'drawn' else '')
     P.steps = imagenet_run(

@@ -99,7 +99,7 @@ def _imported(place):
 
 
 def class_of(config: Net) -> Callable:  # its constructor
-    "Return the constructor of a network. Raises ValueError where a class of one's own is not there or was edited."
+    "Return the constructor of a network. Raises ValueError for a class that is missing or was edited."
     if not config.digest:
         return NETS[config.name]
     if config.digest not in _OWN:

@@ -16,7 +16,7 @@ from .likelihoods import Likelihood
 
 # %% ../nbs/lib/21a_objective.ipynb #c005
 class Objective(Config):
-    "Base of objectives. Subclasses are frozen dataclasses that set `needs_labels`, `needs_teacher` and `loss`."
+    "Base of objectives: frozen dataclasses with `needs_labels`, `needs_teacher` and `loss`."
 
     needs_labels = False  # True: `loss` gets the labels of the batch as targets
     needs_teacher = False  # True: `loss` gets the teacher's soft targets

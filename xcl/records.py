@@ -30,9 +30,9 @@ def record_type(
 
 
 class RecordFile:
-    """A memory-mapped file with one record per number, from 0. Opening it prints what will be written, reserves
-    the disk space at once, and verifies every record that is there. Raises ValueError where the file holds
-    something else, OSError where the disk is too small; both leave the file as it was."""
+    """A memory-mapped file with one record per number, from 0. Opening it prints what will be written,
+    reserves the disk space at once, and verifies every record that is there. Raises ValueError where the
+    file holds something else, OSError where the disk is too small; both leave the file as it was."""
 
     contents = 'records'  # words of messages: what the file holds,
     unit = 'records'  # what one record is,

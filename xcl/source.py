@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['normalised', 'python_function', 'functions_of', 'lies_inside', 'class_statement', 'function_statement', 'no_source',
-           'file_of', 'is_installed', 'is_xcl', 'is_own', 'statement_of', 'package_label']
+           'assigned', 'file_of', 'is_installed', 'is_xcl', 'is_own', 'statement_of', 'package_label']
 
 # %% ../nbs/lib/00_source.ipynb #c002
 import ast
@@ -174,6 +174,22 @@ def no_source(obj) -> ValueError:
     )
 
 # %% ../nbs/lib/00_source.ipynb #c013
+def assigned(
+    name: str,  # of a variable of a module or notebook
+    filename: str | None,  # of the code that uses it; None or a cell: all cells
+) -> ast.AST | None:
+    "The expression that a statement outside functions assigns to `name`, the last of several."
+    cells = _cells()
+    in_file = filename is not None and filename not in cells
+    for f in [filename] if in_file else reversed(cells):
+        for o in reversed(_tree(_text(f)).body):
+            targets = getattr(o, 'targets', [getattr(o, 'target', None)])
+            named = any(isinstance(t, ast.Name) and t.id == name for t in targets)
+            if isinstance(o, (ast.Assign, ast.AnnAssign)) and named and o.value:
+                return o.value
+    return None
+
+# %% ../nbs/lib/00_source.ipynb #c016
 @functools.cache
 def _package_sources(name: str) -> frozenset:
     "Normalised sources of the classes and functions called `name` in the files of xcl."
@@ -209,7 +225,7 @@ def is_installed(filename: str) -> bool:
     parts, here = {*Path(filename).parts}, Path(filename)
     return bool(parts & {'site-packages', 'dist-packages'}) or any(p in here.parents for p in paths)
 
-# %% ../nbs/lib/00_source.ipynb #c014
+# %% ../nbs/lib/00_source.ipynb #c017
 def is_xcl(
     obj,  # class or function
 ) -> bool:

@@ -196,7 +196,7 @@ class CutMix(Mixing):
     "An image with a box of another pasted in (Yun et al. 2019); lam is drawn before the box is clipped."
 
     def draw(self, seed: int, step: int, shape: tuple) -> Mix:
-        "The mixture of step `step` for a batch of `shape` (b, c, h, w); its lam is the share outside the clipped box."
+        "Return the mixture of a micro-batch; its lam is the share outside the clipped box."
         g, (b, _, h, w) = rng(seed, 'mix', step), shape
         k = b if self.per_sample else 1
         partner, lam = g.permutation(b), g.beta(self.alpha, self.alpha, k)
