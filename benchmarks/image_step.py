@@ -390,7 +390,7 @@ def table(data, threads, a):
             out.append(
                 dict(
                     method=method,
-                    answers='' if method == 'ERM' else variant,
+                    targets='' if method == 'ERM' else variant,
                     members=len(c.teachers),
                     threads=threads,
                     plain_ms=round(float(np.median(times['plain'])), 2),
@@ -411,18 +411,18 @@ def table(data, threads, a):
 def sizes(classes=100, per_epoch=390):
     "What a store takes at the paper's recipe: one line per kind."
     out = []
-    for answers, dtype in DTYPES.items():
+    for targets, dtype in DTYPES.items():
         for kept, k in ('mean', 1), ('8 members', 8):
             record = np.dtype(
-                [('answer', dtype, (RESNET.batch, k, classes)), ('mark', '<u8')]
+                [('targets', dtype, (RECIPES['resnet18'].batch, k, classes)), ('checksum', '<u8')]
             ).itemsize
             out.append(
                 dict(
-                    answers=answers,
+                    targets=targets,
                     kept=kept,
                     kb_per_step=round(record / 1e3, 1),
-                    steps=RESNET.epochs * per_epoch,
-                    gb_in_all=round(record * RESNET.epochs * per_epoch / 1e9, 2),
+                    steps=RECIPES['resnet18'].epochs * per_epoch,
+                    gb_in_all=round(record * RECIPES['resnet18'].epochs * per_epoch / 1e9, 2),
                 )
             )
     return out
@@ -459,10 +459,10 @@ def arguments():
         help='of student and teachers, on both sides (default: fp32)',
     )
     p.add_argument(
-        '--answers',
+        '--targets',
         choices=tuple(DTYPES),
         default='half',
-        help='how answers are stored (default: half)',
+        help='how soft targets are stored (default: half)',
     )
     p.add_argument(
         '--peak',
@@ -484,8 +484,10 @@ def arguments():
     for k in 'width', 'members', 'blocks', 'steps':
         if getattr(a, k) < 1:
             p.error(f'--{k} is {getattr(a, k)}; allowed: 1 or more')
-    if a.images and a.images < RESNET.batch:
-        p.error(f'--images is {a.images}; allowed: {RESNET.batch} or more, or 0 for all')
+    if a.images and a.images < RECIPES['resnet18'].batch:
+        p.error(
+            f'--images is {a.images}; allowed: {RECIPES["resnet18"].batch} or more, or 0 for all'
+        )
     a.device = RuntimeConfig(a.device).device
     here = data_home()
     a.data_dir = a.data_dir or (
@@ -508,14 +510,14 @@ def main():
             frames += table(data, threads, a)
     frame, store = pd.DataFrame(frames), pd.DataFrame(sizes())
     asked = {
-        k: getattr(a, k) for k in ('width', 'images', 'blocks', 'steps', 'precision', 'answers')
+        k: getattr(a, k) for k in ('width', 'images', 'blocks', 'steps', 'precision', 'targets')
     }
     made = dict(
         provenance(a.device),
         data='CIFAR-100' if a.data_dir else 'random pixels',
         cores=os.cpu_count(),
         load_1min=round(os.getloadavg()[0], 2),
-        batch=RESNET.batch,
+        batch=RECIPES['resnet18'].batch,
         **asked,
         **(dict(peak_tflops=a.peak) if a.device.startswith('cuda') else {}),
     )
