@@ -3,17 +3,19 @@
     python benchmarks/gaze_step.py                      prints a table; about two minutes on a quiet CPU
     python benchmarks/gaze_step.py --threads 1 2 --out outputs/benchmarks/gaze_step.json
 
-*Plain* is what published code usually does: a `Dataset` that converts image by image, `DataLoader` with default collate and shuffling,
-Adam with its default settings, contiguous layout, teachers as ordinary modules under `no_grad`, mixing written out.
-*Ours* is `xcl.trainer.Trainer.train_step`: the code that trains, not a copy of it.
-Same data, networks, losses, batch and recipe on both sides, teachers trained for one epoch, validation and checkpoints left out on both.
+*Plain* is what published code usually does: a `Dataset` that converts image by image, `DataLoader` with
+default collate and shuffling, Adam with its default settings, contiguous layout, teachers as ordinary modules
+under `no_grad`, mixing written out. *Ours* is `xcl.trainer.Trainer.train_step`: the code that trains, not a
+copy of it. Same data, networks, losses, batch and recipe on both sides, teachers trained for one epoch,
+validation and checkpoints left out on both.
 
-KD is where the work differs on purpose: a plain loop runs the teacher at every step, ours reads soft targets that were
-computed once before the loop. So KD has a second row, which adds the time of computing them, spread over all steps.
+KD is where the work differs on purpose: a plain loop runs the teacher at every step, ours reads soft targets
+that were computed once before the loop. So KD has a second row, which adds the time of computing them, spread
+over all steps.
 
-Machines drift, so the two sides take turns, in blocks of steps. A time is the median over blocks; a ratio is the median of the ratios of
-neighbouring blocks, given with its quartiles. Only ratios of one run should be quoted.
-"""
+Machines drift, so the two sides take turns, in blocks of steps. A time is the median over blocks; a ratio is
+the median of the ratios of neighbouring blocks, given with its quartiles. Only ratios of one run should be
+quoted."""
 
 import argparse
 import json
@@ -31,10 +33,10 @@ from torchvision.transforms import ToTensor
 
 from xcl.gaze_data import EyeData
 from xcl.likelihoods import Gaussian
-from xcl.runs import Run, ensure
-from xcl.runtime import RuntimeConfig, provenance
 from xcl.nets import build_net, net
 from xcl.paper.rows import GAZE, RECIPES
+from xcl.runs import Run, ensure
+from xcl.runtime import RuntimeConfig, provenance
 from xcl.teachers import Ensemble, predict
 from xcl.train import METHODS, Train, trained
 from xcl.trainer import Trainer
@@ -134,7 +136,8 @@ def ratio(plain, ours):
 
 
 def measure(cfg, runtime, blocks, steps):
-    "Times of one row, both sides in turns: plain and ours as lists of ms per step, and the filling of answers, ms per step of the recipe."
+    """Times of one row, both sides in turns: plain and ours as lists of ms per step, and the filling of
+    answers, ms per step of the recipe."""
     loop = Trainer(cfg, Run(cfg, runtime))
     plain = Plain(cfg, loop.train, runtime)
     fill = 0.0
@@ -198,7 +201,7 @@ def main():
         provenance(),
         cores=os.cpu_count(),
         load_1min=round(os.getloadavg()[0], 2),
-        batch=GAZE_STUDENT.batch,
+        batch=RECIPES['lenet'].batch,
         blocks=a.blocks,
         steps=a.steps,
     )

@@ -4,20 +4,21 @@
     python benchmarks/image_step.py --out outputs/benchmarks/image_step.json
     python benchmarks/image_step.py --device cuda --width 64 --members 8 --images 0 --steps 50 --precision bf16
 
-*Plain* is what published code usually does: images from PIL one by one through torchvision's transforms, `DataLoader` without workers, torchvision's
-MixUp and CutMix, SGD with its default settings, contiguous layout, teachers as ordinary modules in a loop under `no_grad`, losses written out.
-*Ours* is `xcl.trainer.Trainer.train_step`: the code that trains, not a copy of it.
-Same images, network, losses, batch and precision on both sides; teachers untrained, since weights do not change the time of a step; validation and
-checkpoints left out on both. Before anything is timed, both sides get the same weights and images and must give the same loss and gradients, in
-double precision up to the rounding of the teachers' answers.
+*Plain* is what published code usually does: images from PIL one by one through torchvision's transforms,
+`DataLoader` without workers, torchvision's MixUp and CutMix, SGD with its default settings, contiguous
+layout, teachers as ordinary modules in a loop under `no_grad`, losses written out. *Ours* is
+`xcl.trainer.Trainer.train_step`: the code that trains, not a copy of it. Same images, network, losses, batch
+and precision on both sides; teachers untrained, since weights do not change the time of a step; validation
+and checkpoints left out on both. Before anything is timed, both sides get the same weights and images and
+must give the same loss and gradients, in double precision up to the rounding of the teachers' answers.
 
-KD and XCL-Mix have three rows each. *live*: the teacher is asked at every step. *writes*: so it is, and the answers are stored, as the first student
-of a stream does it. *reads*: a later student (another temperature) reads them and asks nobody. What it reads was written just before, so it comes
-from memory, not from the disk.
+KD and XCL-Mix have three rows each. *live*: the teacher is asked at every step. *writes*: so it is, and the
+answers are stored, as the first student of a stream does it. *reads*: a later student (another temperature)
+reads them and asks nobody. What it reads was written just before, so it comes from memory, not from the disk.
 
-Machines drift, so the sides take turns, in blocks of steps. A time is the median over blocks; `ratio` (plain to ours) and `of_erm` (ours to our ERM)
-are medians of the ratios within one turn, the first with its quartiles. Only ratios of one run should be quoted.
-"""
+Machines drift, so the sides take turns, in blocks of steps. A time is the median over blocks; `ratio` (plain
+to ours) and `of_erm` (ours to our ERM) are medians of the ratios within one turn, the first with its
+quartiles. Only ratios of one run should be quoted."""
 
 import argparse
 import itertools
@@ -49,13 +50,13 @@ from xcl.config import Config, rng
 from xcl.data import CropFlip, Examples
 from xcl.files import write_json, write_tensors
 from xcl.images import data_home, image_data
+from xcl.likelihoods import Categorical
 from xcl.models.cifar import ResNet18
+from xcl.nets import net
+from xcl.paper.rows import CIFAR, RECIPES, likelihood_of
 from xcl.runs import Run
 from xcl.runtime import RuntimeConfig, provenance
 from xcl.targets import DTYPES
-from xcl.likelihoods import Categorical
-from xcl.nets import net
-from xcl.paper.rows import CIFAR, RECIPES, likelihood_of
 from xcl.teachers import Ensemble
 from xcl.train import Train, trained
 from xcl.trainer import Trainer, build
@@ -205,9 +206,10 @@ TOLERANCE = {torch.float64: 1e-4, torch.float32: 0.1}
 
 
 def differ(cfg, runtime, dtype):
-    """Largest relative difference of loss and gradients between the two sides, whose students compute in `dtype` (our teachers in fp32).
-    Raises AssertionError above TOLERANCE. That of fp32 is wide: on a CPU, BatchNorm in channels_last layout has a relative error of 1e-5 (plain
-    summation), and wherever that takes an activation across the kink of its ReLU, a gradient jumps by its whole size."""
+    """Largest relative difference of loss and gradients between the two sides, whose students compute in
+    `dtype` (our teachers in fp32). Raises AssertionError above TOLERANCE. That of fp32 is wide: on a CPU,
+    BatchNorm in channels_last layout has a relative error of 1e-5 (plain summation), and wherever that
+    takes an activation across the kink of its ReLU, a gradient jumps by its whole size."""
     loop = Trainer(cfg, Run(cfg, runtime))
     plain, batch = Plain(cfg, loop), loop.batches(0)
     check_images(plain, loop)
@@ -269,7 +271,8 @@ def untrained(cfg):
 
 
 def rows(data, a):
-    "(method, variant) -> config; the schedule is as long as what is timed, since a store takes its room at once."
+    """(method, variant) -> config; the schedule is as long as what is timed, since a store takes its room at
+    once."""
     network, resnet = net('resnet18', width=a.width), RECIPES['resnet18']
     per_epoch = (a.images or 50_000) // resnet.batch
     recipe = replace(resnet, epochs=-(-(WARM + a.blocks * a.steps + 1) // per_epoch), milestones=())
@@ -318,7 +321,8 @@ def timed(f, n, device):
 
 
 def measure(configs, erm, a):
-    "Times of one method: {'plain' | 'ERM' | variant: list of ms per step}; every turn goes through all of them, a writer before its reader."
+    """Times of one method: {'plain' | 'ERM' | variant: list of ms per step}; every turn goes through all of
+    them, a writer before its reader."""
     machines = {
         v: RuntimeConfig(
             a.device, a.data_dir, progress=False, target_cache=v in ('writes', 'reads')

@@ -1,8 +1,8 @@
 """What every test here stands on.
 
-Each test gets an XCL_HOME of its own, and so does whatever a fixture trains for a whole module: the user's runs are neither read nor written.
-Threads: the models are tiny, and beyond four threads they only get slower; programs that a test starts inherit the bound.
-"""
+Each test gets an XCL_HOME of its own, and so does whatever a fixture trains for a whole module: the user's
+runs are neither read nor written. Threads: the models are tiny, and beyond four threads they only get slower;
+programs that a test starts inherit the bound."""
 
 import os
 from pathlib import Path
@@ -45,7 +45,8 @@ def root():
 
 @pytest.fixture(scope='session', autouse=True)
 def session_home(tmp_path_factory):
-    "XCL_HOME for fixtures that outlive one test; IN_TEST unset, since under it nbdev exports nothing and presets shrink."
+    """XCL_HOME for fixtures that outlive one test; IN_TEST unset, since under it nbdev exports nothing and
+    presets shrink."""
     with pytest.MonkeyPatch.context() as mp:
         home = tmp_path_factory.mktemp('xcl_home')
         mp.setenv('XCL_HOME', str(home))

@@ -1,7 +1,7 @@
-"""Experiment notebooks as a user runs them: under papermill, at `preset smoke`, with seeds that are not the default, and with slips.
+"""Experiment notebooks as a user runs them: under papermill, at `preset smoke`, with seeds that are not the
+default, and with slips.
 
-Outputs of a smoke run go below XCL_HOME, so nothing here writes into the checkout.
-"""
+Outputs of a smoke run go below XCL_HOME, so nothing here writes into the checkout."""
 
 import base64
 import json
@@ -30,7 +30,8 @@ each = pytest.mark.parametrize('nb', EXPERIMENTS, ids=lambda o: o.stem)
 
 @pytest.fixture(scope='module', autouse=True)
 def this_environment(session_home):
-    "Programs and kernel of the environment that runs pytest, whatever else is on PATH and whichever `python3` kernel the user keeps."
+    """Programs and kernel of the environment that runs pytest, whatever else is on PATH and whichever
+    `python3` kernel the user keeps."""
     with pytest.MonkeyPatch.context() as mp:
         mp.setenv('PATH', os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']]))
         mp.setenv('JUPYTER_PATH', str(Path(sys.prefix) / 'share' / 'jupyter'))
@@ -129,7 +130,8 @@ def test_every_cell_ran(smoke):
 
 
 def test_the_seed_arrives(smoke):
-    "In what the notebook says, and in the configs of all that was trained: seeds 7, 8, ... and teachers 7001, 7002, ..., 8001, ..."
+    """In what the notebook says, and in the configs of all that was trained: seeds 7, 8, ... and teachers
+    7001, 7002, ..., 8001, ..."""
     assert re.search(r'\bseed 7\b', texts(smoke.outputs))
     configs = [json.loads(p.read_text()) for p in smoke.homes[0].glob('*/config.json')]
     assert bool(configs) == smoke.trains, (
@@ -243,7 +245,8 @@ def test_slip_is_refused_at_once(nb, slip, tmp_path):
 
 
 def collected(tmp_path, runs_dir):
-    "The cells of Tables 2 to 5 that nbs/tables.ipynb makes of a folder: name -> (top-1, measured at); and what it says."
+    """The cells of Tables 2 to 5 that nbs/tables.ipynb makes of a folder: name -> (top-1, measured at); and
+    what it says."""
     done = papermill.execute_notebook(
         ROOT / 'nbs' / 'tables.ipynb',
         tmp_path / 'out.ipynb',
