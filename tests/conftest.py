@@ -21,8 +21,19 @@ def pytest_addoption(parser):
     parser.addoption('--slow', action='store_true', help='also run the tests marked slow')
 
 
+def group(item):
+    "Tests of one file run in one process, those of an experiment notebook in one process for each notebook."
+    name = Path(item.fspath).stem
+    notebook = getattr(item, 'callspec', None) and item.callspec.params.get('smoke')
+    return f'{name} {notebook.stem}' if notebook else name
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    "Skip, and say so, what needs a GPU that is not there or time that was not granted."
+    "Group tests for xdist; skip, and say so, what needs a GPU that is not there or time that was not granted."
+    for o in items:
+        if not o.get_closest_marker('xdist_group'):
+            o.add_marker(pytest.mark.xdist_group(group(o)))
     if not config.getoption('--slow'):
         for o in items:
             if o.get_closest_marker('slow'):
