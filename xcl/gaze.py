@@ -14,47 +14,53 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# %% ../nbs/lib/11_gaze.ipynb #c006
+# %% ../nbs/lib/11_gaze.ipynb #c005
 def angles_to_vector(
     angles: Tensor,  # (..., 2) pitch and yaw, radians
 ) -> Tensor:  # (..., 3) unit vectors: x right, y down, z away from the camera
-    "The directions that `angles` name. (0, 0) looks into the camera."
+    "The directions of pitch and yaw. (0, 0) looks into the camera."
     pitch, yaw = angles.unbind(-1)
-    return torch.stack([-pitch.cos() * yaw.sin(), -pitch.sin(), -pitch.cos() * yaw.cos()], -1)
+    x = -pitch.cos() * yaw.sin()
+    y = -pitch.sin()
+    z = -pitch.cos() * yaw.cos()
+    return torch.stack([x, y, z], -1)
 
 
 def vector_to_angles(
     vector: Tensor,  # (..., 3) directions of any length but 0
 ) -> Tensor:  # (..., 2) pitch in [-pi/2, pi/2] and yaw in [-pi, pi], radians
-    "The angles of `vector`. Written with atan2, so that a length that is off by rounding does no harm."
+    "Pitch and yaw of directions; by atan2, so that rounding of their lengths does no harm."
     x, y, z = vector.unbind(-1)
-    return torch.stack([torch.atan2(-y, torch.hypot(x, z)), torch.atan2(-x, -z)], -1)
+    pitch = torch.atan2(-y, torch.hypot(x, z))
+    yaw = torch.atan2(-x, -z)
+    return torch.stack([pitch, yaw], -1)
 
-# %% ../nbs/lib/11_gaze.ipynb #c010
+# %% ../nbs/lib/11_gaze.ipynb #c009
 def angular_error(
     pred: Tensor,  # (..., 2) pitch and yaw, radians
     target: Tensor,  # (..., 2) pitch and yaw, radians
 ) -> Tensor:  # (...) degrees, 0 to 180
     "Angle between the directions, shapes broadcast; value and gradient are finite everywhere."
     a, b = torch.broadcast_tensors(angles_to_vector(pred), angles_to_vector(target))
-    return torch.atan2(torch.linalg.cross(a, b).norm(dim=-1), (a * b).sum(-1)) * (180 / math.pi)
+    sine = torch.linalg.cross(a, b).norm(dim=-1)
+    cosine = (a * b).sum(-1)
+    return torch.atan2(sine, cosine) * (180 / math.pi)
 
-# %% ../nbs/lib/11_gaze.ipynb #c014
+# %% ../nbs/lib/11_gaze.ipynb #c013
 def rodrigues(
     vector: Tensor,  # (..., 3) axis times angle, radians
 ) -> Tensor:  # (..., 3, 3) rotation matrices
     "Rotation about an axis: exp of the cross-product matrix (Rodrigues 1840)."
     x, y, z = vector.unbind(-1)
     o = torch.zeros_like(x)
-    return torch.linalg.matrix_exp(
-        torch.stack([o, -z, y, z, o, -x, -y, x, o], -1).unflatten(-1, (3, 3))
-    )
+    cross = torch.stack([o, -z, y, z, o, -x, -y, x, o], -1).unflatten(-1, (3, 3))
+    return torch.linalg.matrix_exp(cross)
 
 
 def head_pose_angles(
     vector: Tensor,  # (..., 3) Rodrigues vector of the head, as MPIIGaze stores it
 ) -> Tensor:  # (..., 2) pitch and yaw, radians
-    "Pitch and yaw of the head: asin(z1) and atan2(z0, z2), with z the third column of its rotation."
+    "Pitch asin(z1) and yaw atan2(z0, z2) of the head; z is the third column of its rotation."
     return vector_to_angles(-rodrigues(vector)[..., 2])
 
 
@@ -62,12 +68,14 @@ def head_rotation(
     pose: Tensor,  # (..., 2) pitch and yaw, radians
 ) -> Tensor:  # (..., 3, 3), columns: the head's x, y, z axes seen from the camera
     "The rotation without roll (its x axis stays level) that has this pitch and yaw."
-    (sp, sy), (cp, cy) = (f(pose).unbind(-1) for f in (torch.sin, torch.cos))
-    return torch.stack(
-        [cy, -sp * sy, cp * sy, torch.zeros_like(cy), cp, sp, -sy, -sp * cy, cp * cy], -1
-    ).unflatten(-1, (3, 3))
+    sp, sy = torch.sin(pose).unbind(-1)
+    cp, cy = torch.cos(pose).unbind(-1)
+    x = [cy, -sp * sy, cp * sy]  # first row of the matrix
+    y = [torch.zeros_like(cy), cp, sp]
+    z = [-sy, -sp * cy, cp * cy]
+    return torch.stack([*x, *y, *z], -1).unflatten(-1, (3, 3))
 
-# %% ../nbs/lib/11_gaze.ipynb #c019
+# %% ../nbs/lib/11_gaze.ipynb #c018
 def mirror(
     x: Tensor,  # (..., h, w) images
     gaze: Tensor,  # (..., 2) pitch and yaw, radians
@@ -77,36 +85,28 @@ def mirror(
     flip = gaze.new_tensor([1, -1])
     return x.flip(-1), gaze * flip, pose * flip
 
-# %% ../nbs/lib/11_gaze.ipynb #c023
+# %% ../nbs/lib/11_gaze.ipynb #c022
 def _sheet(x, ncols):
     "The images (n, h, w) in rows of `ncols`, as one array; missing ones are white."
     n, h, w = x.shape
-    full = np.full((-(-n // ncols) * ncols, h, w), 255, np.uint8)
+    nrows = -(-n // ncols)
+    full = np.full((nrows * ncols, h, w), 255, np.uint8)
     full[:n] = x
-    return full.reshape(-1, ncols, h, w).swapaxes(1, 2).reshape(-1, ncols * w)
+    return full.reshape(nrows, ncols, h, w).swapaxes(1, 2).reshape(nrows * h, ncols * w)
 
 
 def _arrows(ax, angles, shape, ncols, color, length=40):
     "One arrow per patch, from its centre, `length` pixels for a gaze within the image plane."
-    (h, w), i = shape, np.arange(len(angles))
+    h, w = shape
+    i = np.arange(len(angles))
+    x = i % ncols * w + w / 2
+    y = i // ncols * h + h / 2
     v = angles_to_vector(torch.as_tensor(angles).float().cpu()).numpy() * length
-    ax.quiver(
-        i % ncols * w + w / 2,
-        i // ncols * h + h / 2,
-        v[:, 0],
-        v[:, 1],
-        color=color,
-        angles='xy',
-        scale_units='xy',
-        scale=1,
-        units='xy',
-        width=1.2,
-        headwidth=4,
-        headlength=4,
-        headaxislength=3.5,
-    )
+    in_pixels = dict(angles='xy', scale_units='xy', scale=1, units='xy')
+    head = dict(width=1.2, headwidth=4, headlength=4, headaxislength=3.5)
+    ax.quiver(x, y, v[:, 0], v[:, 1], color=color, **in_pixels, **head)
 
-# %% ../nbs/lib/11_gaze.ipynb #c024
+# %% ../nbs/lib/11_gaze.ipynb #c023
 def show_eyes(
     x,  # (n, 1, h, w) or (n, h, w) uint8
     gaze=None,  # (n, 2) pitch and yaw in radians, drawn in orange
@@ -114,19 +114,18 @@ def show_eyes(
     ncols: int = 10,  # patches in a row
     ax=None,  # matplotlib axes; None makes a figure of the right shape
     title: str = '',
-) -> plt.Axes:  # what was drawn on
-    "A contact sheet of eyes, with the directions of gaze drawn on."
+) -> plt.Axes:  # with the sheet
+    "A contact sheet of eyes, with arrows for the directions of gaze."
     x = torch.as_tensor(x).cpu()
     x = x.reshape(-1, *x.shape[-2:]).numpy()
-    sheet, shape = _sheet(x, ncols), x.shape[1:]
+    sheet = _sheet(x, ncols)
     if ax is None:
-        ax = plt.subplots(
-            figsize=(8.5, 8.5 * sheet.shape[0] / sheet.shape[1] + 0.3), dpi=72, layout='constrained'
-        )[1]
+        size = 8.5, 8.5 * sheet.shape[0] / sheet.shape[1] + 0.3
+        ax = plt.subplots(figsize=size, dpi=72, layout='constrained')[1]
     ax.imshow(sheet, cmap='gray', vmin=0, vmax=255)
     for angles, color in (gaze, '#E69F00'), (pred, '#56B4E9'):
         if angles is not None:
-            _arrows(ax, angles, shape, ncols, color)
+            _arrows(ax, angles, x.shape[1:], ncols, color)
     ax.set_axis_off()
     ax.set_title(title, fontsize=9)
     return ax

@@ -36,7 +36,9 @@ def check_fit(
 ) -> None:
     "Return nothing; raise ValueError unless generated images fit beside the training images."
     x = scaled(inputs(generated)[0], size)
-    found, expected = (None if t is None else tuple(t.shape[1:]) for t in (generated.aux, train.aux))
+    found, expected = (
+        None if t is None else tuple(t.shape[1:]) for t in (generated.aux, train.aux)
+    )
     if tuple(x.shape[1:]) != train.shape:
         shape = tuple(x.shape[1:])
         raise ValueError(f'generated images are {shape}; those of the training set {train.shape}')

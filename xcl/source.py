@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['normalised', 'python_function', 'functions_of', 'lies_inside', 'class_statement', 'function_statement', 'no_source',
-           'assigned', 'file_of', 'is_installed', 'is_xcl', 'is_own', 'statement_of', 'package_label']
+           'assigned', 'file_of', 'is_installed', 'is_xcl', 'is_own', 'statement_of', 'package_label', 'module_named',
+           'is_allowed', 'allow_only', 'import_named']
 
 # %% ../nbs/lib/00_source.ipynb #c002
 import ast
 import functools
+import importlib
 import inspect
 import linecache
 import re
@@ -264,3 +266,52 @@ def package_label(obj) -> str:
     "Package and name of installed code, without the module, which changes between versions."
     package = (obj.__module__ or '').split('.')[0]
     return f'{"xcl" if package == "__main__" else package}.{obj.__qualname__}'
+
+# %% ../nbs/lib/00_source.ipynb #c020
+_NAMED = re.compile(r'([^\W\d]\w*(?:\.[^\W\d]\w*)*):([^\W\d]\w*(?:\.[^\W\d]\w*)*)')
+_ALLOWED = []  # the last entry: modules that may be imported by name; none: all
+
+
+def module_named(
+    text: str,  # any text of a config
+) -> str | None:
+    "The module in `module:name`; None for other texts."
+    found = _NAMED.fullmatch(text)
+    return found[1] if found else None
+
+
+def is_allowed(
+    module: str,  # e.g. 'mylab.nets'
+    allowed: tuple,  # names of modules and packages
+) -> bool:
+    "True for an allowed module and for the modules of an allowed package."
+    return any(module == a or module.startswith(f'{a}.') for a in allowed)
+
+
+def allow_only(
+    modules: tuple,  # names of modules and packages
+) -> None:
+    "From now on `import_named` refuses all other modules."
+    _ALLOWED.append(tuple(modules))
+
+
+def import_named(
+    text: str,  # `module:name`, e.g. 'mylab.nets:Tiny'
+):
+    "The named object. Raises ValueError for a module that is not allowed, or has no such name."
+    module = module_named(text)
+    if module is None:
+        raise ValueError(f'{text!r} names no code; allowed: module:name, e.g. mylab.nets:Tiny')
+    if _ALLOWED and not is_allowed(module, _ALLOWED[-1]):
+        raise ValueError(
+            f'{text!r} is code of module {module}, which may not run: --allow {module}'
+        )
+    found = importlib.import_module(module)
+    for name in text.partition(':')[2].split('.'):
+        if not hasattr(found, name):
+            raise ValueError(f'{text!r}: {found.__name__} has no {name!r}')
+        found = getattr(found, name)
+    home = getattr(found, '__module__', None) or type(found).__name__
+    if _ALLOWED and not is_allowed(home, _ALLOWED[-1]):  # what the module itself imports
+        raise ValueError(f'{text!r} is code of {home}, which may not run: --allow {home}')
+    return found
