@@ -1,8 +1,9 @@
-"""Are the notebooks clean, and is `xcl/` what they export? Works on a copy, so uncommitted work counts and nothing here is written.
+"""Are the notebooks clean, and is `xcl/` what they export? Works on a copy, so uncommitted work counts and
+nothing here is written.
 
-In the copy every generated module is removed, the notebooks are cleaned and exported, and the outcome is compared with the checkout:
-a change that was not exported, a hand edit of a generated file, a module whose notebook is gone and an unclean notebook all show as a diff.
-"""
+In the copy every generated module is removed, the notebooks are cleaned and exported, and the outcome is
+compared with the checkout: a change that was not exported, a hand edit of a generated file, a module whose
+notebook is gone and an unclean notebook all show as a diff."""
 
 import difflib
 import json
@@ -47,7 +48,8 @@ def regenerate(root):
 
 
 def diff(name, have, want):
-    "Unified diff from the checkout's text to the regenerated one; '' if equal, None standing for a file that is not there."
+    """Unified diff from the checkout's text to the regenerated one; '' if equal, None standing for a file
+    that is not there."""
     if have == want:
         return ''
     lines = difflib.unified_diff(

@@ -69,7 +69,8 @@ def watch(trainer, pace=0.0, more=lambda self: ''):
 
 
 def work(cfg, home, log, hook=None, checkpoint_s=0.05, pace=0.0, cache=False):
-    "What a child does: ask for a run, and write to `log` what it prints and each training that it begins or takes up. `pace`: rest after each step."
+    """What a child does: ask for a run, and write to `log` what it prints and each training that it begins or
+    takes up. `pace`: rest after each step."""
     os.environ['XCL_HOME'] = str(home)
     torch.set_num_threads(1)
     sys.stdout = open(log, 'a', buffering=1)

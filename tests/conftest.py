@@ -1,8 +1,8 @@
 """What every test here stands on.
 
-Each test gets an XCL_HOME of its own, and so does whatever a fixture trains for a whole module: the user's runs are neither read nor written.
-Threads: the models are tiny, and beyond four threads they only get slower; programs that a test starts inherit the bound.
-"""
+Each test gets an XCL_HOME of its own, and so does whatever a fixture trains for a whole module: the user's
+runs are neither read nor written. Threads: the models are tiny, and beyond four threads they only get slower;
+programs that a test starts inherit the bound."""
 
 import os
 from pathlib import Path
@@ -21,8 +21,19 @@ def pytest_addoption(parser):
     parser.addoption('--slow', action='store_true', help='also run the tests marked slow')
 
 
+def group(item):
+    "Tests of one file run in one process, those of an experiment notebook in one process for each notebook."
+    name = Path(item.fspath).stem
+    notebook = getattr(item, 'callspec', None) and item.callspec.params.get('smoke')
+    return f'{name} {notebook.stem}' if notebook else name
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    "Skip, and say so, what needs a GPU that is not there or time that was not granted."
+    "Group tests for xdist; skip, and say so, what needs a GPU that is not there or time that was not granted."
+    for o in items:
+        if not o.get_closest_marker('xdist_group'):
+            o.add_marker(pytest.mark.xdist_group(group(o)))
     if not config.getoption('--slow'):
         for o in items:
             if o.get_closest_marker('slow'):
@@ -45,7 +56,8 @@ def root():
 
 @pytest.fixture(scope='session', autouse=True)
 def session_home(tmp_path_factory):
-    "XCL_HOME for fixtures that outlive one test; IN_TEST unset, since under it nbdev exports nothing and presets shrink."
+    """XCL_HOME for fixtures that outlive one test; IN_TEST unset, since under it nbdev exports nothing and
+    presets shrink."""
     with pytest.MonkeyPatch.context() as mp:
         home = tmp_path_factory.mktemp('xcl_home')
         mp.setenv('XCL_HOME', str(home))

@@ -10,7 +10,8 @@ LISTS = 'Evaluation Subset/sample list for eye image'
 
 
 def eyes(n, seed=0, **change):
-    "One side of a day: image (n, 36, 60) uint8, gaze (n, 3) unit vectors, pose (n, 3); `change` replaces arrays."
+    """One side of a day: image (n, 36, 60) uint8, gaze (n, 3) unit vectors, pose (n, 3); `change` replaces
+    arrays."""
     g = np.random.default_rng(seed)
     gaze = g.normal(0, 0.2, (n, 3)) - [0, 0, 1]
     return (
@@ -43,7 +44,8 @@ def listing(root, person):
 
 
 def write_mpiigaze(root, people=PEOPLE):
-    "Per person a day of three images and a day of one, and a list of PER_SIDE eyes per side. Returns {(person, day): sides}."
+    """Per person a day of three images and a day of one, and a list of PER_SIDE eyes per side. Returns
+    {(person, day): sides}."""
     (Path(root) / LISTS).mkdir(parents=True)
     out = {}
     for k in range(people):

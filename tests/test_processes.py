@@ -1,7 +1,7 @@
 """Several processes at one run: the same curve as one process, and what happens when one of them dies.
 
-Two processes on a CPU talk through gloo. They share the parts of a batch, so sums are taken in another order: equal means equal within rounding.
-"""
+Two processes on a CPU talk through gloo. They share the parts of a batch, so sums are taken in another order:
+equal means equal within rounding."""
 
 import json
 import os
@@ -125,7 +125,8 @@ def digits(**kw):
 
 
 def test_two_processes_with_batchnorm(tmp_path):
-    "A part is normalised by itself whoever works on it, and the running statistics are a mean over parts: what is left is rounding."
+    """A part is normalised by itself whoever works on it, and the running statistics are a mean over parts:
+    what is left is rounding."""
     cfg = digits(micro_batch=16)
     one, two = (made_by(w, cfg, tmp_path) for w in (1, 2))
     assert_close(one, two, rtol=5e-3, atol=5e-3)
@@ -239,7 +240,8 @@ def workers_under(pid):
 
 
 def test_a_killed_process_ends_the_job_and_the_rest_is_done_by_any_number(plan, tmp_path, xcl_home):
-    "One of two is killed after a checkpoint: a clear message, an exit code, and one process finishes what two began."
+    """One of two is killed after a checkpoint: a clear message, an exit code, and one process finishes what
+    two began."""
     cfg, home = lenet(epochs=20, milestones=(15.0,)), tmp_path / 'home'
     job = launch(plan, home, 2, '--checkpoint-s', '.05')
     checkpoint = home / folder(cfg) / 'checkpoint.safetensors'

@@ -1,7 +1,7 @@
 """The programs that a stranger writes: own student, own teacher, own data, own method, own generator.
 
-Each program is short, and none touches a file of the package. After each comes what happens where a contract is not met.
-"""
+Each program is short, and none touches a file of the package. After each comes what happens where a contract
+is not met."""
 
 from dataclasses import dataclass
 
@@ -13,8 +13,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from xcl.config import from_dict
-from xcl.generators import Sampled, own_generator
 from xcl.generated import Online
+from xcl.generators import Sampled, own_generator
 from xcl.likelihoods import Categorical, Gaussian
 from xcl.nets import net
 from xcl.objective import Both, Objective, Teacher

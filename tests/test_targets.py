@@ -1,10 +1,9 @@
-"""The target cache across processes and mishaps: it changes no weight, and where it cannot be used, nothing is
-lost and nothing trained.
+"""The target cache across processes and mishaps: it changes no weight, and where it cannot be used, nothing
+is lost and nothing trained.
 
-Digits, networks of width 16, 128 training images, eight steps. What every test needs (the decoded digits and two
-finished teachers) is copied into its home. Training that is compared bit by bit runs in children, which have one
-thread (see children.py).
-"""
+Digits, networks of width 16, 128 training images, eight steps. What every test needs (the decoded digits and
+two finished teachers) is copied into its home. Training that is compared bit by bit runs in children, which
+have one thread (see children.py)."""
 
 import errno
 import itertools
@@ -146,7 +145,8 @@ def live(cfg, home, monkeypatch):
 
 
 def die_storing(k, when):
-    "Have this process killed in its k-th writing of answers: with half of them in the file, before or after the record is marked."
+    """Have this process killed in its k-th writing of answers: with half of them in the file, before or after
+    the record is marked."""
     call, write = itertools.count(1), TargetCache.write
 
     def dies(self, step, targets):
@@ -165,7 +165,8 @@ def die_storing(k, when):
 
 @pytest.mark.parametrize('targets', ['half', 'exact'])
 def test_killed_while_storing(ask, xcl_home, tmp_path, targets):
-    "Three kills in a row, the first two without a checkpoint, so that the next attempt begins at step 0 and reads what the others had stored."
+    """Three kills in a row, the first two without a checkpoint, so that the next attempt begins at step 0 and
+    reads what the others had stored."""
     cfg, log, asks_live, stores = (
         ask(targets=targets),
         tmp_path / 'log',
@@ -193,7 +194,8 @@ def test_killed_while_storing(ask, xcl_home, tmp_path, targets):
 
 
 def test_killed_classification_run(base, xcl_home, tmp_path):
-    "Augmentation, the coin, smoothed labels: killed in the middle of epochs, it ends in the same bytes, the entropy of its targets included."
+    """Augmentation, the coin, smoothed labels: killed in the middle of epochs, it ends in the same bytes, the
+    entropy of its targets included."""
     assert HALF_CUT.transfer == RandomChoice(CutMix(), Empirical())
     cfg = replace(
         base.members[0],
@@ -300,7 +302,8 @@ def test_two_students_fill_one_store_at_once(ask, xcl_home, tmp_path):
 
 
 def refused(cfg, error, words, home):
-    "`cfg` is refused with an `error` that says `words`; every record below `home` stays, the student's own folder gains its config at most."
+    """`cfg` is refused with an `error` that says `words`; every record below `home` stays, the student's own
+    folder gains its config at most."""
     before = records(home)
     with pytest.raises(error, match=words) as e:
         ensure(cfg, STORE)
@@ -356,7 +359,8 @@ def test_full_disk(ask, xcl_home, no_step, monkeypatch, how):
 
 @pytest.mark.parametrize('how', FULL)
 def test_full_disk_when_a_run_goes_on(ask, xcl_home, monkeypatch, how):
-    "A student with a checkpoint, taken up with a store that finds no room: its checkpoint stays, and without the store it ends as if never stopped."
+    """A student with a checkpoint, taken up with a store that finds no room: its checkpoint stays, and
+    without the store it ends as if never stopped."""
     cfg = ask()
     ensure(done := ask('KD', epochs=1), LIVE)
     (run := Run(cfg, LIVE)).folder.mkdir()
