@@ -1,0 +1,1 @@
+"The paper's rows, statistics, figures and tables. The engine (`xcl.*`) never imports this package."
