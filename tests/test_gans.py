@@ -245,7 +245,7 @@ def test_images_of_a_folder_are_mirrored_and_never_cropped(tmp_path):
 PINNED = {
     'recipe': '6e4deb0966b2',
     'paper': '502029872304',
-    'judged': '2c0243029164',
+    'judged': '08c0fcc7e689',
     'bf16': '207ee29afbdc',
 }
 

@@ -12,6 +12,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -31,22 +33,13 @@ from children import (
 )
 from torch import nn
 
+from xcl import generators
 from xcl.config import Config, rng, seeded
 from xcl.eye_renderer import eye_factors, render
 from xcl.gaze_data import EyeData
-from xcl.generated import (
-    GENERATORS,
-    GeneratedSet,
-    ImageGenerator,
-    Offline,
-    Online,
-    Sampled,
-    SetTargets,
-    StoredSet,
-    StoredTargets,
-    external,
-    register_generator,
-)
+from xcl.generated import Offline, Online
+from xcl.generated_sets import GeneratedSet, SetTargets, StoredSet, StoredTargets
+from xcl.generators import ImageGenerator, Sampled, own_generator
 from xcl.likelihoods import Gaussian
 from xcl.records import RecordFile
 from xcl.runs import Run, ensure
@@ -116,7 +109,7 @@ class Eyes(Config):
 
 
 SET = GeneratedSet(Sampled(Painted()), 200, 1, block=32)  # 7 blocks
-KINDS = {'online': Online(SET.maker), 'offline': Offline(SET)}
+KINDS = {'online': Online(SET.sampler), 'offline': Offline(SET)}
 
 
 @pytest.fixture(scope='module')
@@ -152,7 +145,7 @@ def counts(monkeypatch):
     "How many images have been painted, put to teachers, and how many blocks written, in this process."
     seen, paint, outs, put = (
         SimpleNamespace(painted=0, asked=0, written=0),
-        ImageGenerator.painted,
+        ImageGenerator.generate,
         Teacher.outs,
         RecordFile.put,
     )
@@ -164,7 +157,7 @@ def counts(monkeypatch):
 
         return g
 
-    monkeypatch.setattr(ImageGenerator, 'painted', counting('painted', paint, lambda a: len(a[0])))
+    monkeypatch.setattr(ImageGenerator, 'generate', counting('painted', paint, lambda a: len(a[0])))
     monkeypatch.setattr(Teacher, 'outs', counting('asked', outs, lambda a: len(a[0])))
     monkeypatch.setattr(RecordFile, 'put', counting('written', put, lambda a: 1))
     return seen
@@ -469,7 +462,7 @@ WRONG = {
 def test_a_generator_that_does_not_fit(ask, no_step, monkeypatch, what):
     "Refused when it is opened, or beside the training set, whether online or offline, and before a step."
     build, message = WRONG[what]
-    monkeypatch.setattr(Painted, 'opened_generator', lambda self, runtime: build(Painter()))
+    monkeypatch.setattr(Painted, 'open_generator', lambda self, runtime: build(Painter()))
     for kind in KINDS:
         refused(ask(KINDS[kind]), message)
 
@@ -505,7 +498,7 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize('name', ['images.bin', 'answers.bin'])
+@pytest.mark.parametrize('name', ['images.bin', 'targets.bin'])
 @pytest.mark.parametrize('how', DAMAGE)
 def test_damaged_files_are_refused_and_mended(
     ask, xcl_home, no_step, counts, monkeypatch, name, how
@@ -535,7 +528,7 @@ def test_answers_of_another_teacher(ask, base, xcl_home, no_step):
     ensure(SetTargets(SET, cfg.teachers, cfg.likelihood.cache_key), HERE)
     weights, other = (Run(t).folder / 'weights.safetensors' for t in base.members)
     shutil.copy(other, weights)
-    said = refused(cfg, 'answers.bin holds other answers: made_by is')
+    said = refused(cfg, 'targets.bin holds other soft targets: made_by is')
     assert re.search(r'made_by is [0-9a-f]{16}, expected [0-9a-f]{16}', str(said))
 
 
@@ -547,11 +540,11 @@ def test_answers_to_another_set(ask, xcl_home, no_step):
         StoredTargets(answers, 'x', 'fedcba9876543210')
 
 
-@pytest.mark.parametrize('name', ['images.bin', 'answers.bin'])
+@pytest.mark.parametrize('name', ['images.bin', 'targets.bin'])
 def test_a_disk_that_is_too_small(ask, xcl_home, monkeypatch, no_step, counts, name):
     "Said before the first block; what is there stays."
     cfg = ask(KINDS['offline'])
-    if name == 'answers.bin':
+    if name == 'targets.bin':
         ensure(SET, HERE)
     counts.written = 0
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: SimpleNamespace(free=1000))
@@ -562,16 +555,122 @@ def test_a_disk_that_is_too_small(ask, xcl_home, monkeypatch, no_step, counts, n
 # ---- trained elsewhere ----
 
 
-def test_a_generator_from_elsewhere(ask, monkeypatch):
-    "The same images as the same network under a config of ours; other weights under its name are refused."
-    monkeypatch.setitem(GENERATORS, 'mine', lambda runtime: painter())
-    cfg = external('mine', HERE)
+def test_a_generator_of_ones_own(ask, monkeypatch):
+    "The same images as the same network under a config of ours; other weights are another run."
+    net = Painter()
+    cfg = own_generator(net, net.table.weight, 16, 16)
     assert equal(weights(ask(Online(Sampled(cfg)))), weights(ask(KINDS['online'])))
-    register_generator('mine', lambda runtime: painter(2))
-    refused(ask(Online(Sampled(cfg)), seed=5), f'this run was defined on {cfg.digest}')
-    assert external('mine', HERE) != cfg
-    monkeypatch.delitem(GENERATORS, 'mine')
-    refused(ask(Online(Sampled(cfg)), seed=5), "no generator is registered as 'mine'")
+    again = Painter()
+    assert own_generator(again, again.table.weight, 16, 16) == cfg
+    other = Painter(2)
+    assert own_generator(other, other.table.weight, 16, 16) != cfg
+
+    def own(n):
+        return own_generator(lambda z, v: n(z, v), net.table.weight, 16, 16)
+
+    assert own(net) == cfg != own(other), 'a lambda is named by what it calls'
+    with torch.no_grad():
+        net.net.bias += 0.5
+    own_run = ask(Online(Sampled(own_generator(again, again.table.weight, 16, 16))), seed=5)
+    monkeypatch.setitem(
+        generators._GENERATORS, cfg.digest, ImageGenerator(net, net.table.weight, 16, 16)
+    )
+    refused(own_run, f'this run was defined on {cfg.digest}')
+    monkeypatch.delitem(generators._GENERATORS, cfg.digest)
+    refused(own_run, f'no generator of digest {cfg.digest} in this process')
+
+
+MODULE = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.linspace(-1, 1, 80).view(10, 8))
+        self.weight = nn.Parameter(torch.linspace(-1, 1, 24 * 768).view(24, 768) ** 3)
+
+    def forward(self, z, v):
+        return (torch.cat([z, v], 1) @ self.weight).tanh().view(-1, 3, 16, 16)
+
+def load():
+    net = Net()
+    return net, net.table, 16, 16
+"""
+
+
+def test_a_generator_by_name_is_the_same_run_in_another_process(tmp_path):
+    "Another process imports it only where it is told to by name; then the digest is the same."
+    (tmp_path / 'my_generator.py').write_text(MODULE)
+    program = """
+import sys
+from xcl.generators import OwnGenerator, generator_sources, own_generator
+from xcl.runtime import RuntimeConfig
+here = RuntimeConfig('cpu')
+if sys.argv[1:]:
+    digest, z_dim, size = sys.argv[1], 16, 16
+    try:
+        OwnGenerator(digest, 10, z_dim, size).open_generator(here)
+    except ValueError as e:
+        assert 'my_generator' not in sys.modules and 'in other processes own_generator' in str(e)
+    else:
+        raise AssertionError('opened before it was named')
+cfg = own_generator('my_generator:load')
+assert generator_sources() == {cfg.digest: 'my_generator:load'}
+cfg.open_generator(here)
+print(cfg.digest)
+"""
+    env = {**os.environ, 'PYTHONPATH': f'{tmp_path}{os.pathsep}{os.environ.get("PYTHONPATH", "")}'}
+
+    def digest(*args):
+        call = [sys.executable, '-c', program, *args]
+        return subprocess.run(call, env=env, capture_output=True, text=True, check=True).stdout
+
+    first = digest().strip()
+    assert digest(first).strip() == first and re.fullmatch('[0-9a-f]{16}', first)
+
+
+class Normalised(nn.Module):
+    "Painter and a BatchNorm behind it."
+
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        self.net, self.drop = Painter(), nn.Dropout(dropout)
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, z, v):
+        return self.drop(self.norm(self.net(z, v))).tanh()
+
+
+OWN_WRONG = {
+    'batch': (lambda: Normalised(), 'depend on the other images of their batch'),
+    'dropout': (lambda: Normalised(0.5), 'other images when it is called again'),
+    'NaN': (lambda: lambda z, v: Painter()(z, v) * torch.nan, 'NaN or infinity'),
+    'range': (lambda: lambda z, v: Painter()(z, v) / 2 + 0.5, 'range 0 to 1'),
+    'shape': (lambda: lambda z, v: Painter()(z, v)[:, :1], 'images of shape (10, 1, 16, 16)'),
+}
+
+
+@pytest.mark.parametrize('name', OWN_WRONG)
+def test_a_generator_of_ones_own_that_is_refused(name):
+    "In train mode, with a source of noise of its own, or as any generator is; its statistics stay."
+    build, message = OWN_WRONG[name]
+    net = build()
+    with pytest.raises(ValueError) as e:
+        own_generator(net, torch.randn(10, 8), 16, 16)
+    assert message in str(e.value)
+    if isinstance(net, nn.Module):
+        assert net.norm.num_batches_tracked == 0 and not net.norm.running_mean.any()
+        own_generator(net.eval(), torch.randn(10, 8), 16, 16)
+
+
+def test_a_generator_in_half_precision():
+    net = Painter().bfloat16()
+    half = own_generator(
+        lambda z, v: net(z.bfloat16(), v.bfloat16()), net.table.weight.float(), 16, 16
+    )
+    x = half.open_generator(HERE).probe()
+    assert x.dtype == torch.float32 and (x - painter().probe()).abs().max() < 0.05
 
 
 def test_rows_of_section_a6():

@@ -238,5 +238,5 @@ PINNED = {
     'gan': '9b04bc654703',
     'maker': 'fdd1d8b5ecab',
     'simulator': 'a3175a05d4ef',
-    'judge': '7b77408499c5',
+    'evaluator': '7b77408499c5',
 }

@@ -33,7 +33,7 @@ from children import (
 
 from xcl.config import Config, rng
 from xcl.gaze_data import EyeData
-from xcl.generated import External
+from xcl.generators import OwnGenerator
 from xcl.images import ImageData
 from xcl.likelihoods import Gaussian
 from xcl.runs import Run, ensure
@@ -292,7 +292,7 @@ def made_names():
     data, shapes, maker = (
         ImageData('cifar100', 100, digest='x'),
         dict(resnet18=(('width', 64),)),
-        External('a generator', 'x'),
+        OwnGenerator('0123456789abcdef', 10, 128, 32),
     )
     members, rows = image_teachers('+ CutMix', data, 1, 2, 1.0, shapes), gan_rows(maker, 1000, 1)
     images = {k: image_run(k, data, 1, 1.0, shapes, members, generated=rows) for k in rows}
