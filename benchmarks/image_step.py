@@ -313,7 +313,7 @@ def timed(f, n, device):
 def measure(configs, erm, a):
     "Times of one method: {'plain' | 'ERM' | variant: list of ms per step}; every turn goes through all of them, a writer before its reader."
     machines = {
-        v: RuntimeConfig(a.device, a.data_dir, progress=False, store=v in ('writes', 'reads'))
+        v: RuntimeConfig(a.device, a.data_dir, progress=False, target_cache=v in ('writes', 'reads'))
         for v in configs
     }
     loops = {v: Trainer(c, Run(c, machines[v])) for v, c in configs.items()}

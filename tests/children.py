@@ -72,7 +72,7 @@ def work(cfg, home, log, hook=None, checkpoint_s=0.05, pace=0.0, store=False):
     if hook:
         hook[0](*hook[1:])
     watch(Trainer, pace)
-    ensure(cfg, RuntimeConfig('cpu', progress=False, checkpoint_s=checkpoint_s, store=store))
+    ensure(cfg, RuntimeConfig('cpu', progress=False, checkpoint_s=checkpoint_s, target_cache=store))
 
 
 def start(*args, **kw):

@@ -46,7 +46,7 @@ from xcl.transfer import CutMix, Empirical, RandomChoice
 
 SMALL = Recipe('sgd', 0.05, 32, 2, (1.5,), weight_decay=5e-4)  # 8 steps, 4 of them to an epoch
 LIVE, STORE = (
-    RuntimeConfig('cpu', progress=False, checkpoint_s=1e9, store=s) for s in (False, True)
+    RuntimeConfig('cpu', progress=False, checkpoint_s=1e9, target_cache=s) for s in (False, True)
 )
 MEMBERS = 2
 
@@ -174,7 +174,7 @@ def test_killed_while_storing(ask, xcl_home, tmp_path, answers):
     for home in asks_live, *[stores] * (answers == 'exact'):
         shutil.copytree(xcl_home, home)
         assert make(cfg, home, log, checkpoint_s=1e9, store=home == stores) == 0
-    for k, when, every in (2, 'half', 1e9), (2, 'unmarked', 1e9), (2, 'marked', -1):
+    for k, when, every in (2, 'half', 1e9), (2, 'unmarked', 1e9), (2, 'marked', 1e-9):
         assert (
             make(cfg, xcl_home, log, (die_storing, k, when), checkpoint_s=every, store=True)
             == -signal.SIGKILL
@@ -207,7 +207,7 @@ def test_killed_classification_run(base, xcl_home, tmp_path):
         shutil.copytree(base.home, home)
     assert make(cfg, undisturbed, log, checkpoint_s=1e9) == 0
     for _ in range(3):
-        seen, child = checkpoints(xcl_home), start(cfg, xcl_home, log, checkpoint_s=-1, pace=0.1)
+        seen, child = checkpoints(xcl_home), start(cfg, xcl_home, log, checkpoint_s=1e-9, pace=0.1)
         until(lambda: checkpoints(xcl_home) - seen, child)  # noqa: B023
         time.sleep(g.uniform(0, 0.1))
         child.kill()

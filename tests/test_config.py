@@ -32,6 +32,7 @@ from blocks import SCALE, Block as Stage
 WIDTH = 12
 act = torch.relu
 unused = 5
+stages = [WIDTH, {'deep': 4}]
 
 def marked(f):
     @wraps(f)
@@ -59,7 +60,7 @@ class Net(Stage):
     @property
     def size(self):
         from blocks import late
-        return late(self)
+        return late(self), stages
 
 class Outer:
     class Inner:
@@ -78,6 +79,7 @@ twice, thrice = lambda x: 2 * x, lambda x: 3 * x
 from torch import nn
 
 SCALE = 2.0
+log = []
 
 def double(x):
     return 2 * x
@@ -91,6 +93,9 @@ def never(x):
 class Block(nn.Module):
     def reset(self):
         self.apply(print)
+
+    def later(self):
+        return log.append(1)
 """,
 }
 
@@ -137,6 +142,7 @@ OTHER = {
     'the decorator': ('return f(*args)', 'return f(*args) + 0'),
     'an alias of an installed function': ('act = torch.relu', 'act = torch.tanh'),
     'a function imported inside a method': ('return 1', 'return 4'),
+    'a list': ("'deep': 4", "'deep': 5"),
     'a default': ('n_out=3', 'n_out=4'),
 }
 
@@ -168,6 +174,14 @@ def test_a_method_that_is_added_later_counts(modules):
     assert added != before
     shapes.Net.forward = lambda self, x: -x
     assert content_hash(shapes.Net) not in (before, added)
+
+
+def test_a_list_that_grows_in_the_process_keeps_the_hash(modules):
+    shapes = modules()
+    before = content_hash(shapes.Net)
+    shapes.Net().later()
+    shapes.stages.append(7)
+    assert content_hash(shapes.Net) == before
 
 
 def test_nested_and_local_classes(modules):
@@ -254,7 +268,8 @@ def test_normalised_source_is_pinned():
     assert normalised(tree) == (
         "Module(body=[ClassDef(name='A', bases=[Name(id='B')], keywords=[keyword(arg='k', "
         "value=Constant(value=1))], body=[AnnAssign(target=Name(id='x'), "
-        "annotation=Name(id='int'), value=UnaryOp(op=USub(), operand=Constant(value=1)), simple=1), "
+        "annotation=Name(id='int'), value=UnaryOp(op=USub(), "
+        'operand=Constant(value=1)), simple=1), '
         "FunctionDef(name='f', "
         "args=arguments(args=[arg(arg='self')], vararg=arg(arg='a'), kwonlyargs=[arg(arg='b')], "
         'kw_defaults=[Constant()]), body=[Return(value=JoinedStr(values=[FormattedValue('

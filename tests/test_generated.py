@@ -282,7 +282,7 @@ def test_killed_set_answers_and_student(ask, xcl_home, tmp_path, when):
         return {c for c in checkpoints(xcl_home) if c[0] == Run(cfg).folder.name}
 
     for _ in range(2):
-        seen, child = of_student(), start(cfg, xcl_home, log, checkpoint_s=-1, pace=0.1)
+        seen, child = of_student(), start(cfg, xcl_home, log, checkpoint_s=1e-9, pace=0.1)
         until(lambda: of_student() - seen, child)  # noqa: B023
         time.sleep(g.uniform(0, 0.1))
         child.kill()
@@ -334,7 +334,7 @@ def test_online_paints_and_asks_at_each_step(ask, xcl_home, counts):
 
 def test_stored_steps_hold_what_was_asked(ask, xcl_home):
     "With a store of answers beside the set: the same weights, and only training images in it."
-    live, store = ensure(ask(KINDS['offline']), HERE), replace(HERE, store=True)
+    live, store = ensure(ask(KINDS['offline']), HERE), replace(HERE, target_cache=True)
     shutil.rmtree(live.folder)
     again = ensure(live.cfg, store)
     [path] = xcl_home.glob('answers/*.answers')

@@ -155,7 +155,9 @@ def photos(tmp_path):
 
 
 def test_two_processes_with_workers_on_a_folder(tmp_path, photos, xcl_home):
-    data = folder_data(RuntimeConfig('cpu', str(photos), workers=0), size=32, resize=36)
+    data = folder_data(
+        photos, RuntimeConfig('cpu', str(photos), workers=0), size=32, resize=36
+    )
     recipe = replace(RESNET, batch=16, part=8, epochs=2, schedule='cosine', milestones=())
     cfg = Train(
         'imagenet_resnet',
@@ -180,7 +182,7 @@ def test_two_processes_with_workers_on_a_folder(tmp_path, photos, xcl_home):
         ({}, 3, r'3 processes cannot share the 4 parts of a batch of 32 evenly'),
         (dict(world_size=3), 2, r'2 of at least 3 processes were started'),
         (
-            dict(store=True),
+            dict(target_cache=True),
             2,
             r"2 processes cannot write one store of answers; allowed: store = 'off'",
         ),

@@ -12,7 +12,7 @@ import pytest
 from jupyter_client.manager import start_new_kernel
 
 BAR = """
-from xcl.runs import progress
+from xcl.runtime import progress
 with progress(3, desc='counting') as bar:
     shown = not bar.disable
     for _ in range(3): bar.update()

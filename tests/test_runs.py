@@ -7,6 +7,7 @@ import ast
 import itertools
 import json
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -174,11 +175,11 @@ def test_killed_while_writing(tmp_path, when):
     assert make(cfg, tmp_path / 'undisturbed', log) == 0
     for k in itertools.count(1):
         home = tmp_path / str(k)
-        if make(cfg, home, log, (die_writing, k, when), checkpoint_s=-1) == 0:
+        if make(cfg, home, log, (die_writing, k, when), checkpoint_s=1e-9) == 0:
             break
         left = sorted(p.name for p in home.rglob('.*.tmp'))
         assert bool(left) == (when == 'half'), f'write {k}: {left}'
-        assert make(cfg, home, log, checkpoint_s=-1) == 0, f'write {k}: {left}'
+        assert make(cfg, home, log, checkpoint_s=1e-9) == 0, f'write {k}: {left}'
         assert_same(records(home), records(tmp_path / 'undisturbed'))
     assert k - 1 == 11, f'{k - 1} writes'
 
@@ -187,7 +188,8 @@ def test_killed_while_writing(tmp_path, when):
 
 
 def waits(name, child):
-    return f'{name}: process {child.pid} is working on this run; waiting for it'
+    host = platform.node()
+    return f'{name}: process {child.pid} on {host} is working on this run; waiting for it'
 
 
 def test_two_ask_at_once_and_one_trains(reference, tmp_path, place):

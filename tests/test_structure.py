@@ -11,14 +11,27 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-NBS = sorted(o for o in (ROOT / 'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in o.parts)
 NUMBERED = re.compile(r'\d\d[a-z]?_')
-LIBRARY = [o for o in NBS if NUMBERED.match(o.name)]
-EXPERIMENTS = [o for o in NBS if not NUMBERED.match(o.name)]
+MAX_CELL_LINES = 60  # of any cell
+MAX_MODULE_LINES = 400  # of an exported module
+MAX_COLUMNS = dict(library=110, experiment=100)
+MAX_EXPERIMENT_LINES = 60  # of code, blank lines left out
+MAX_COMPREHENSIONS = 2  # in one statement
+
+
+def notebooks(folder):
+    "Notebooks directly in a folder, sorted by name."
+    return sorted(folder.glob('*.ipynb'))
+
+
+# the order of imports: the engine before the paper wing
+LIBRARY = [*notebooks(ROOT / 'nbs' / 'lib'), *notebooks(ROOT / 'nbs' / 'lib' / 'paper')]
+EXPERIMENTS = notebooks(ROOT / 'nbs')
+NBS = LIBRARY + EXPERIMENTS
 PY = sorted((ROOT / 'xcl').rglob('*.py'))
 MODULES = [o for o in PY if o.name not in ('__init__.py', '_modidx.py')]
 DIRECTIVE = re.compile(r'^\s*#\|\s*(\w+)', re.M)
-MAX_CELL_LINES = 40
+COMPREHENSION = ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp
 
 
 def rel(path):
@@ -38,20 +51,27 @@ def sources(path):
     return [''.join(o['source']) for o in notebook(path)['cells'] if o['cell_type'] == 'code']
 
 
+def plain_python(source):
+    "A cell without IPython's own lines."
+    lines = source.splitlines()
+    magic = ('%', '!')
+    return '\n'.join('pass' if o.lstrip().startswith(magic) else o for o in lines if o[:2] != '%%')
+
+
 def syntax(source):
-    "The tree of a cell, IPython's own lines taken out."
-    return ast.parse(
-        '\n'.join(
-            'pass' if o.lstrip().startswith(('%', '!')) else o
-            for o in source.splitlines()
-            if not o.startswith('%%')
-        )
-    )
+    "The syntax tree of a cell."
+    return ast.parse(plain_python(source))
+
+
+@cache
+def tree(path):
+    "The syntax tree of a module."
+    return ast.parse(path.read_text(encoding='utf-8'))
 
 
 @cache
 def default_exp(path):
-    "What a notebook says it exports to, as `models.gaze`; None if it does not say."
+    "The module that a notebook exports to, as `models.gaze`; None where it exports to none."
     found = [m for o in sources(path) for m in re.findall(r'^#\|\s*default_exp\s+(\S+)', o, re.M)]
     assert len(found) < 2, f'{rel(path)} names {len(found)} modules: {found}'
     return found[0] if found else None
@@ -59,6 +79,7 @@ def default_exp(path):
 
 @cache
 def order():
+    "Module -> position of its notebook."
     return {default_exp(o): i for i, o in enumerate(LIBRARY) if default_exp(o)}
 
 
@@ -66,28 +87,38 @@ def module_name(path):
     return '.'.join(path.relative_to(ROOT / 'xcl').with_suffix('').parts)
 
 
-def imported(path):
-    "Modules of xcl that a module imports anywhere, lazily too: `models.gaze` for each of the ways to write it."
+def import_froms(path):
+    "(module of xcl, name) of each name that a module imports from the package, lazily too."
     package = ['xcl', *path.relative_to(ROOT / 'xcl').parent.parts]
-    names = set()
-    for o in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
-        if isinstance(o, ast.Import):
-            names |= {a.name for a in o.names}
-        if isinstance(o, ast.ImportFrom):
-            base = package[: len(package) - o.level + 1] if o.level else []
-            base = '.'.join([*base, *([o.module] if o.module else [])])
-            names |= {base} | {f'{base}.{a.name}' for a in o.names}
-    names = {o[len('xcl.') :] for o in names if o.startswith('xcl.')}
+    for o in ast.walk(tree(path)):
+        if not isinstance(o, ast.ImportFrom):
+            continue
+        base = package[: len(package) - o.level + 1] if o.level else []
+        module = '.'.join([*base, *([o.module] if o.module else [])])
+        for alias in o.names:
+            if module == 'xcl' or module.startswith('xcl.'):
+                yield module, alias.name
+
+
+def imported(path):
+    "Modules of xcl that a module imports, as `models.gaze`."
+    names = {a.name for o in ast.walk(tree(path)) if isinstance(o, ast.Import) for a in o.names}
+    for module, name in import_froms(path):
+        names |= {module, f'{module}.{name}'}
+    names = {o.removeprefix('xcl.') for o in names if o.startswith('xcl.')}
     return {o for o in names if (ROOT / 'xcl' / Path(*o.split('.'))).with_suffix('.py').exists()}
 
 
 @each(LIBRARY)
 def test_numbered_notebook_exports_the_module_of_its_name(path):
     module = default_exp(path)
+    assert NUMBERED.match(path.name), 'notebooks of the library begin with their number'
     assert module, 'a numbered notebook needs a `#| default_exp` line'
-    assert module.replace('.', '_') == NUMBERED.sub('', path.stem, count=1), (
+    local = module.removeprefix('paper.') if path.parent.name == 'paper' else module
+    assert local.replace('.', '_') == NUMBERED.sub('', path.stem, count=1), (
         f'{rel(path)} exports {module}'
     )
+    assert module.startswith('paper.') == (path.parent.name == 'paper')
     assert (ROOT / 'xcl' / Path(*module.split('.'))).with_suffix('.py').exists(), (
         f'{module} is not exported: run `make export`'
     )
@@ -109,29 +140,85 @@ def test_module_has_a_notebook_and_imports_only_earlier_ones(path):
 
 
 @each(MODULES)
+def test_the_engine_never_imports_the_paper(path):
+    if module_name(path).startswith('paper.'):
+        return
+    paper = {o for o in imported(path) if o.startswith('paper')}
+    assert not paper, f'{module_name(path)} belongs to the engine, and imports {paper}'
+
+
+@each(MODULES)
+def test_no_private_name_of_another_module_is_imported(path):
+    private = [
+        f'{m}.{n}' for m, n in import_froms(path) if n.startswith('_') and n != '__version__'
+    ]
+    assert not private, private
+
+
+@each(MODULES)
 def test_public_names_have_docstrings(path):
-    tree = ast.parse(path.read_text(encoding='utf-8'))
-    assert ast.get_docstring(tree), (
+    assert ast.get_docstring(tree(path)), (
         'no module docstring: the notebook needs a `# title` and a `> one line` below it'
     )
-    defs = [
-        o
-        for o in tree.body
-        if isinstance(o, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
-        and not o.name.startswith('_')
-    ]
+    kinds = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
+    defs = [o for o in tree(path).body if isinstance(o, kinds) and not o.name.startswith('_')]
     bare = [f'{o.name} (line {o.lineno})' for o in defs if not ast.get_docstring(o)]
     assert not bare, f'without a docstring: {", ".join(bare)}'
 
 
+@each(MODULES)
+def test_module_is_short(path):
+    lines = len(path.read_text(encoding='utf-8').splitlines())
+    assert lines < MAX_MODULE_LINES, f'{lines} lines; split the notebook'
+
+
+@each(MODULES)
+def test_no_function_takes_an_untyped_bag(path):
+    assert 'SimpleNamespace' not in path.read_text(encoding='utf-8'), 'give the bag a type'
+
+
+def dense(source):
+    "Statements with more comprehensions than one can read."
+    for o in ast.walk(source):
+        if not isinstance(o, ast.stmt) or hasattr(o, 'body'):
+            continue
+        count = sum(isinstance(n, COMPREHENSION) for n in ast.walk(o))
+        if count > MAX_COMPREHENSIONS:
+            yield f'line {o.lineno}: {count} comprehensions'
+
+
+@each(MODULES)
+def test_statements_hold_one_thought(path):
+    found = list(dense(tree(path)))
+    for o in ast.walk(tree(path)):
+        body = getattr(o, 'body', None)
+        if isinstance(body, list):
+            found += [
+                f'line {b.lineno}: a second statement'
+                for a, b in zip(body, body[1:])
+                if a.end_lineno == b.lineno
+            ]
+    assert not found, found
+
+
+@each(NBS)
+def test_lines_are_short(path):
+    limit = MAX_COLUMNS['library' if path in LIBRARY else 'experiment']
+    long = [o for s in sources(path) for o in s.splitlines() if len(o) > limit]
+    assert not long, f'{len(long)} lines over {limit} columns, e.g. {long[0]!r}'
+
+
 @each(NBS)
 def test_code_cells_are_short(path):
-    long = [
-        f'{s.splitlines()[0][:60]!r} ({len(s.splitlines())} lines)'
-        for s in sources(path)
-        if len(s.splitlines()) > MAX_CELL_LINES
-    ]
+    cells = [s.splitlines() for s in sources(path)]
+    long = [f'{c[0][:60]!r} ({len(c)} lines)' for c in cells if len(c) > MAX_CELL_LINES]
     assert not long, f'cells of more than {MAX_CELL_LINES} lines, which begin: {long}'
+
+
+@each(EXPERIMENTS)
+def test_experiment_is_short(path):
+    lines = [o for s in sources(path) for o in s.splitlines() if o.strip()]
+    assert len(lines) <= MAX_EXPERIMENT_LINES, f'{len(lines)} lines of code'
 
 
 @each(NBS)

@@ -175,7 +175,7 @@ def section(
         P=P,
         data=data,
         names=whole.names,
-        runtime=RuntimeConfig(P.device, P.data_dir, store=P.store != 'off'),
+        runtime=RuntimeConfig(P.device, P.data_dir, target_cache=P.store != 'off'),
         shapes=shapes,
         words=words,
         out=report_folder(name, P),
@@ -238,7 +238,7 @@ def student(
 # %% ../nbs/lib/35_classify.ipynb #c010
 def check_room(S: SimpleNamespace, grid: dict) -> float:  # MB that are missing
     "Print what the stores of a grid will take. Raises OSError where the disk has not that much."
-    if not S.runtime.store:
+    if not S.runtime.target_cache:
         return 0.0
     todo = [c for c in grid.values() if isinstance(c, Train) and c.teachers and not Run(c).done]
     need = {}

@@ -24,7 +24,9 @@ from .drawn_photos import drawn_folder
 from .files import home
 from .folders import HOW, Thumbnails, crops_of, fetched, folder_data, v2_sets, workers_of
 from .gans import GAN_RECIPES, BigGAN
-from .generated import GeneratedSet, Offline, Sampled, external
+from .generated import Offline
+from .generated_sets import GeneratedSet
+from .generators import Sampled, own_generator
 from .launch import command, pending, write_plan
 from .metrics import class_score
 from .models.imagenet import DEPTHS, ResNet, flops, timm_network
@@ -180,7 +182,9 @@ def section(
     runtime = RuntimeConfig(
         P.device, folder, workers=P.workers, world_size=P.world_size, weights=P.weights
     )
-    data = folder_data(runtime, size=P.size, resize=P.resize, how=P.how, train_size=P.train_size)
+    data = folder_data(
+        folder, runtime, size=P.size, resize=P.resize, how=P.how, train_size=P.train_size
+    )
     train, val = data.load(runtime)
     at = P.v2_dir or (folder if P.dataset == 'drawn' else '')
     P.steps = imagenet_run(
@@ -243,7 +247,7 @@ def generated(S: SimpleNamespace) -> dict:  # name -> transfer set; {} without t
     if 'XCL-GAN' not in P.rows:
         return {}
     if P.generator:
-        maker = external(P.generator, S.runtime)
+        maker = own_generator(P.generator)
     else:
         recipe = GAN_RECIPES[P.gan].scaled(P.gan_budget)
         maker = BigGAN(

@@ -6,6 +6,7 @@
 __all__ = ['check_dim', 'regression_labels', 'stacked', 'Likelihood', 'Point', 'Gaussian', 'Categorical']
 
 # %% ../nbs/lib/21_likelihoods.ipynb #c002
+import math
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ from xcl.losses import (
     gaussian_kl,
     gaussian_nll,
     log_probabilities,
+    logvar_range,
     moment_match,
     normalised_entropy,
     same_shape,
@@ -55,15 +57,15 @@ def stacked(outs: Tensor, k: int) -> Tensor:
 
 # %% ../nbs/lib/21_likelihoods.ipynb #c010
 class Likelihood(Config):
-    "Base of the kinds of output. `combine(outs)` is always `answer(keep(outs))`."
+    "Base of the kinds of output. `combine(outputs)` is always `expand(reduce(outputs))`."
 
-    def keep(self, outs: Tensor) -> Tensor:
-        "Return what a store has to hold of members' outputs (m, b, n_out); its first dimension is b."
-        return self.combine(outs)
+    def reduce(self, outputs: Tensor) -> Tensor:
+        "Return what a cache has to hold of member outputs (m, b, n_out); its first dimension is b."
+        return self.combine(outputs)
 
-    def answer(self, kept: Tensor) -> Tensor:
-        "Return the teacher's answer from what was kept."
-        return kept
+    def expand(self, reduced: Tensor) -> Tensor:
+        "Return soft targets from what a cache holds."
+        return reduced
 
     @property
     def label(self) -> str:
@@ -72,17 +74,21 @@ class Likelihood(Config):
 
     @property
     def cache_key(self) -> 'Likelihood':
-        "Return this family as far as `keep` depends on it: equal keepers can share a store."
+        "Return this likelihood as far as `reduce` depends on it: equal keys can share a cache."
         return self
 
-    def uncertainty(self, target: Tensor) -> Tensor | None:
-        "Return the mean normalised entropy of targets, or None where a family has no such number."
+    def entropy(self, target: Tensor) -> Tensor | None:
+        "Return the mean normalised entropy of targets, or None where a likelihood has no such number."
         return None
+
+    def warning(self, out: Tensor) -> str:
+        "Return what a user should know of outputs (n, n_out) of a trained network; '' for nothing."
+        return ''
 
 # %% ../nbs/lib/21_likelihoods.ipynb #c011
 @dataclass(frozen=True)
 class Point(Likelihood):
-    "A point estimate of `dim` numbers; output, target and answer are (b, dim)."
+    "A point estimate of `dim` numbers; outputs and targets are (b, dim)."
 
     dim: int = 2  # dimensions of the regression target
 
@@ -104,13 +110,13 @@ class Point(Likelihood):
         same_shape(target, out)
         return (widen(out) - widen(target)).square().sum(-1).mean() / 2
 
-    def combine(self, outs: Tensor) -> Tensor:
+    def combine(self, outputs: Tensor) -> Tensor:
         "Return the mean (b, dim) over members (m, b, dim)."
-        return stacked(outs, self.n_out).mean(0)
+        return stacked(outputs, self.n_out).mean(0)
 
-    def kl(self, out: Tensor, answer: Tensor) -> Tensor:
+    def kl(self, out: Tensor, soft: Tensor) -> Tensor:
         "Return `nll` against the teacher's mean."
-        return self.nll(out, answer)
+        return self.nll(out, soft)
 
     def mean(self, out: Tensor) -> Tensor:
         "Return the prediction (b, dim)."
@@ -119,13 +125,19 @@ class Point(Likelihood):
 # %% ../nbs/lib/21_likelihoods.ipynb #c015
 @dataclass(frozen=True)
 class Gaussian(Likelihood):
-    "An isotropic Gaussian in `dim` dimensions; outputs and answers are (b, dim+1): mean, log-variance."
+    "An isotropic Gaussian in `dim` dimensions; outputs and soft targets are (b, dim+1): mean, log-variance."
 
     dim: int = 2  # dimensions of the regression target
+    scale: float = 1.0  # of the targets, e.g. their standard deviation; the range of σ follows it
 
     def __post_init__(self):
         super().__post_init__()
         check_dim(self.dim)
+        logvar_range(self.scale)  # raises for other scales
+
+    def split(self, out: Tensor) -> tuple:
+        "Return mean (..., dim) and log-variance (...) of outputs (..., dim+1)."
+        return split_gaussian(out, self.scale)
 
     @property
     def n_out(self) -> int:
@@ -138,16 +150,16 @@ class Gaussian(Likelihood):
 
     def nll(self, out: Tensor, target: Tensor) -> Tensor:
         "Return `gaussian_nll` of targets (b, dim), scalar, nats."
-        return gaussian_nll(target, *split_gaussian(out))
+        return gaussian_nll(target, *self.split(out))
 
-    def combine(self, outs: Tensor) -> Tensor:
+    def combine(self, outputs: Tensor) -> Tensor:
         "Return the moment-matched Gaussian (b, dim+1) of members (m, b, dim+1)."
-        mean, logvar = moment_match(*split_gaussian(stacked(outs, self.n_out)))
+        mean, logvar = moment_match(*self.split(stacked(outputs, self.n_out)))
         return torch.cat([mean, logvar[..., None]], -1)
 
-    def kl(self, out: Tensor, answer: Tensor) -> Tensor:
-        "Return KL(answer || out), scalar, nats."
-        return gaussian_kl(*split_gaussian(answer), *split_gaussian(out))
+    def kl(self, out: Tensor, soft: Tensor) -> Tensor:
+        "Return KL(soft || out), scalar, nats."
+        return gaussian_kl(*self.split(soft), *self.split(out))
 
     def mean(self, out: Tensor) -> Tensor:
         "Return the predicted mean (b, dim)."
@@ -155,12 +167,25 @@ class Gaussian(Likelihood):
 
     def std(self, out: Tensor) -> Tensor:
         "Return the predicted sigma of each axis (b,)."
-        return (split_gaussian(out)[1] / 2).exp()
+        return (self.split(out)[1] / 2).exp()
 
-# %% ../nbs/lib/21_likelihoods.ipynb #c019
+    def warning(self, out: Tensor) -> str:
+        "Return how many log-variances were clamped, where these are more than one in a hundred."
+        low, high = logvar_range(self.scale)
+        raw = out[..., -1]
+        share = ((raw < low) | (raw > high)).double().mean().item()
+        if share <= 0.01:
+            return ''
+        sigma = math.exp(low / 2), math.exp(high / 2)
+        return (
+            f'{share:.0%} of the predicted σ were clamped to {sigma[0]:.2g} to {sigma[1]:.2g}; '
+            f'set Gaussian(scale=...) to the standard deviation of the targets'
+        )
+
+# %% ../nbs/lib/21_likelihoods.ipynb #c022
 @dataclass(frozen=True)
 class Categorical(Likelihood):
-    "A choice among `classes`; outputs are logits, targets and answers probabilities, all (b, classes)."
+    "A choice among `classes`; outputs are logits, targets probabilities, all (b, classes)."
 
     classes: int  # number of classes, at least 2
     temperature: float = 1.0  # T > 0, for teacher and student alike
@@ -187,34 +212,34 @@ class Categorical(Likelihood):
         "Return `soft_cross_entropy`, at T = 1, scalar, nats."
         return soft_cross_entropy(out, target)
 
-    def combine(self, outs: Tensor) -> Tensor:
+    def combine(self, outputs: Tensor) -> Tensor:
         "Return the tempered probabilities (b, classes) of members' logits (m, b, classes)."
-        return self.answer(self.keep(outs))
+        return self.expand(self.reduce(outputs))
 
-    def uncertainty(self, target: Tensor) -> Tensor:
-        "Return `normalised_entropy` of targets (b, classes): the paper's H^ as a fraction, scalar."
+    def entropy(self, target: Tensor) -> Tensor:
+        "Return `normalised_entropy` of targets (b, classes): the paper's Ĥ as a fraction, scalar."
         return normalised_entropy(target)
 
-    def kl(self, out: Tensor, answer: Tensor) -> Tensor:
-        "Return KL(answer || softmax(out/T)), scalar, nats (times T^2 if asked)."
-        return categorical_kl(answer, out, self.temperature, self.scale_t2)
+    def kl(self, out: Tensor, soft: Tensor) -> Tensor:
+        "Return KL(soft || softmax(out/T)), scalar, nats (times T^2 if asked)."
+        return categorical_kl(soft, out, self.temperature, self.scale_t2)
 
-# %% ../nbs/lib/21_likelihoods.ipynb #c020
+# %% ../nbs/lib/21_likelihoods.ipynb #c023
 @patch
-def keep(self: Categorical, outs: Tensor) -> Tensor:
+def reduce(self: Categorical, outputs: Tensor) -> Tensor:
     "Return log-probabilities (b, m, classes), or of the members' mean (b, 1, classes)."
-    return log_probabilities(stacked(outs, self.classes), self.temper)
+    return log_probabilities(stacked(outputs, self.classes), self.temper)
 
 
 @patch
-def answer(self: Categorical, kept: Tensor) -> Tensor:
-    "Return the tempered probabilities (b, classes) of what was kept."
-    return tempered(kept, self.temperature)
+def expand(self: Categorical, reduced: Tensor) -> Tensor:
+    "Return the tempered probabilities (b, classes) of log-probabilities (b, k, classes)."
+    return tempered(reduced, self.temperature)
 
 
 @patch(as_prop=True)
 def cache_key(self: Categorical) -> Categorical:
-    "Return the family without temperature and smoothing, which `keep` does not depend on."
+    "Return the likelihood without temperature and smoothing, which `reduce` does not depend on."
     return Categorical(self.classes, temper=self.temper)
 
 

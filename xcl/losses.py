@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['TEMPERS', 'LOGVAR_RANGE', 'same_shape', 'widen', 'check_smoothing', 'smooth_labels', 'soft_cross_entropy', 'entropy',
            'normalised_entropy', 'check_temperature', 'categorical_kl', 'check_temper', 'log_probabilities', 'tempered',
-           'mean_probability', 'check_gaussian', 'gaussian_nll', 'gaussian_kl', 'moment_match', 'split_gaussian']
+           'mean_probability', 'check_gaussian', 'gaussian_nll', 'gaussian_kl', 'moment_match', 'logvar_range',
+           'split_gaussian']
 
 # %% ../nbs/lib/20_losses.ipynb #c002
 import math
@@ -41,7 +42,8 @@ def smooth_labels(
     eps: float,  # probability taken from the true class, in [0, 1]; 0 gives one-hot
     classes: int,  # number of classes, at least 2
 ) -> Tensor:  # (b, classes), probabilities
-    "Return 1-eps at the true class and eps/(classes-1) elsewhere (paper, E); raises `ValueError` on other eps, classes, or float labels."
+    """Return 1-eps at the true class and eps/(classes-1) elsewhere (paper, E). Raises ValueError for other eps,
+    other classes, or float labels."""
     check_smoothing(eps, classes)
     if y.ndim != 1 or y.is_floating_point():
         raise ValueError(f'labels must be integers of shape (b,); got {y.dtype} {tuple(y.shape)}')
@@ -84,7 +86,8 @@ def categorical_kl(
     temperature: float = 1.0,  # T > 0, divides the student's logits
     scale_t2: bool = False,  # multiply by T^2, so that gradients keep their size as T grows
 ) -> Tensor:  # scalar, nats (times T^2 if asked)
-    "Return the batch mean of KL(p_t || softmax(logits_s/T)) (Hinton et al. 2015); raises `ValueError` if the shapes differ or T <= 0."
+    """Return the batch mean of KL(p_t || softmax(logits_s/T)) (Hinton et al. 2015). Raises ValueError where the
+    shapes differ or T <= 0."""
     same_shape(p_t, logits_s, 'teacher and student')
     check_temperature(temperature)
     p, log_q = widen(p_t), F.log_softmax(widen(logits_s) / temperature, -1)
@@ -105,7 +108,7 @@ def log_probabilities(
     logits: Tensor,  # members' logits, (m, b, c)
     temper: str = 'members',  # 'members': each member's; 'mean': their mean's
 ) -> Tensor:  # (b, m, c) or (b, 1, c), logs of probabilities
-    "Return what has to be known of an ensemble to temper it at any T; raises `ValueError` on another temper or shape."
+    "Return log-probabilities of an ensemble, from which any T follows. Raises ValueError for other shapes."
     check_temper(temper)
     if logits.ndim != 3:
         raise ValueError(f'members must be stacked as (m, b, c); got {tuple(logits.shape)}')
@@ -129,7 +132,7 @@ def mean_probability(
     temperature: float = 1.0,  # T > 0
     temper: str = 'members',  # 'members': mean softmax(z/T); 'mean': softmax(ln(mean softmax(z))/T)
 ) -> Tensor:  # (b, c), probabilities
-    "Return the ensemble's distribution (paper, F, both readings); raises `ValueError` on other T, temper or shapes."
+    "Return the ensemble's distribution (paper, F, both readings). Raises ValueError for other T or shapes."
     return tempered(log_probabilities(logits, temper), temperature)
 
 # %% ../nbs/lib/20_losses.ipynb #c038
@@ -160,7 +163,7 @@ def gaussian_kl(
     mean_s: Tensor,  # student's mean, (b, d), the same units
     logvar_s: Tensor,  # student's log-variance, (b,)
 ) -> Tensor:  # scalar, nats
-    "Return the batch mean of KL(teacher || student) between isotropic Gaussians; raises `ValueError` if the shapes do not fit."
+    "Return the batch mean of KL(teacher || student), isotropic Gaussians. Raises ValueError for other shapes."
     check_gaussian(mean_t, logvar_t, mean_s, logvar_s)
     mean_t, logvar_t, mean_s, logvar_s = map(widen, (mean_t, logvar_t, mean_s, logvar_s))
     delta = logvar_t - logvar_s
@@ -172,7 +175,8 @@ def moment_match(
     means: Tensor,  # members' means, (m, b, d)
     logvars: Tensor,  # members' log-variances, (m, b)
 ) -> tuple:  # mean (b, d), log-variance (b,)
-    "Return the isotropic Gaussian with the mixture's mean and mean variance per axis; raises `ValueError` if the shapes do not fit."
+    """Return the isotropic Gaussian with the mean and the mean variance per axis of the mixture. Raises ValueError
+    where the shapes do not fit."""
     if means.ndim != 3:
         raise ValueError(f'members must be stacked as (m, b, d); got {tuple(means.shape)}')
     same_shape(logvars, means[..., 0], 'log-variances and means')
@@ -183,15 +187,24 @@ def moment_match(
     return mean, own + torch.log1p(spread * (-own).exp())
 
 # %% ../nbs/lib/20_losses.ipynb #c062
-LOGVAR_RANGE = (
-    -14.0,
-    4.0,
-)  # ln of the variance of each axis: sigma from 0.0009 (0.05 degrees, in radians) to 7.4
+# ln of the variance of each axis, for targets of scale 1: σ from 0.0009 (0.05 degrees, in radians) to 7.4
+LOGVAR_RANGE = (-14.0, 4.0)
+
+
+def logvar_range(
+    scale: float = 1.0,  # of the targets, e.g. their standard deviation, in their unit; above 0
+) -> tuple:  # (low, high), ln of a variance in the unit of the targets, squared
+    "Return the range of log-variances for targets of a scale. Raises ValueError for other scales."
+    if not 0 < scale < math.inf:
+        raise ValueError(f'scale must be finite and above 0; got {scale}')
+    shift = 2 * math.log(scale)
+    return LOGVAR_RANGE[0] + shift, LOGVAR_RANGE[1] + shift
 
 
 def split_gaussian(
     out: Tensor,  # network output, (..., d+1): d means, one raw log-variance
-) -> tuple:  # mean (..., d), log-variance (...) within LOGVAR_RANGE
+    scale: float = 1.0,  # of the targets, as for `logvar_range`
+) -> tuple:  # mean (..., d), log-variance (...) within `logvar_range(scale)`
     "Return mean and log-variance; the latter is clamped in value, with its gradient passed through."
     mean, raw = out[..., :-1], out[..., -1]
-    return mean, raw + (raw.clamp(*LOGVAR_RANGE) - raw).detach()
+    return mean, raw + (raw.clamp(*logvar_range(scale)) - raw).detach()

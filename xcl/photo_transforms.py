@@ -18,37 +18,40 @@ from PIL import Image
 from torch import Tensor
 
 from .config import Config, rng
-from .images import image_of, rgb
+from .image_files import open_image
 
-# %% ../nbs/lib/08_photo_transforms.ipynb #c006
+# %% ../nbs/lib/08_photo_transforms.ipynb #c007
 def tested(
     image: Image.Image,  # RGB
     size: int,  # side of the centre crop, pixels
-    resize: int,  # what is made of the image first, pixels
+    resize: int,  # short side, or both sides, of the resized image, pixels
     how: str = 'short',  # 'short': its short side is `resize`; 'square': both are
 ) -> np.ndarray:  # uint8 (size, size, 3)
-    "Return an image as it is tested (bilinear, antialiased)."
-    (w, h), s = image.size, min(image.size)
-    to = (resize, resize) if how == 'square' else (int(resize * w / s), int(resize * h / s))
+    "The image as it is tested (bilinear, antialiased)."
+    w, h = image.size
+    short = min(image.size)
+    to = (resize, resize) if how == 'square' else (resize * w // short, resize * h // short)
     left, top = (int(round((t - size) / 2)) for t in to)
-    return np.asarray(
-        image.resize(to, Image.Resampling.BILINEAR).crop((left, top, left + size, top + size))
-    )
+    resized = image.resize(to, Image.Resampling.BILINEAR)
+    return np.asarray(resized.crop((left, top, left + size, top + size)))
 
-# %% ../nbs/lib/08_photo_transforms.ipynb #c010
+# %% ../nbs/lib/08_photo_transforms.ipynb #c011
 EIGENVALUES = 0.2175, 0.0188, 0.0045  # of the colours of ImageNet's pixels, in [0, 1]
-EIGENVECTORS = (
-    (-0.5675, 0.7192, 0.4009),
-    (-0.5808, -0.0045, -0.8140),
-    (-0.5836, -0.6948, 0.4203),
-)  # rows: red, green, blue; columns: axes
-_ORDERS = tuple(itertools.permutations(range(3)))
-_TRIES = 10
+# rows: red, green, blue; columns: axes
+EIGENVECTORS = (-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203)
+_TRIES = 10  # of a crop that lies within the image
+
+# an image's uniform numbers: area and shape of each try, left, top, mirrored, factors, order
+_AREA = slice(0, _TRIES)
+_SHAPE = slice(_TRIES, 2 * _TRIES)
+_LEFT, _TOP, _MIRROR = range(2 * _TRIES, 2 * _TRIES + 3)
+_FACTORS = slice(-4, -1)
+_ORDER = -1
 
 
 @dataclass(frozen=True)
 class PhotoAugment(Config):
-    "Random resized crop, mirror, colour jitter and PCA lighting; a function of (seed, epoch, image). Raises ValueError for other values."
+    "Random resized crop, mirror, colour jitter, PCA lighting: of (seed, epoch, image)."
 
     scale: tuple = (0.08, 1.0)  # share of the image's area that is kept
     ratio: tuple = (0.75, 4 / 3)  # width over height
@@ -60,100 +63,123 @@ class PhotoAugment(Config):
         super().__post_init__()
         low, high = self.scale
         if not 0 < low <= high <= 1:
-            raise ValueError(
-                f'scale is {self.scale}; allowed: shares of the area, 0 < low <= high <= 1'
-            )
+            allowed = 'shares of the area, 0 < low <= high <= 1'
+            raise ValueError(f'scale is {self.scale}; allowed: {allowed}')
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise ValueError(f'ratio is {self.ratio}; allowed: 0 < low <= high')
         if len(self.jitter) != 3 or not all(0 <= j <= 1 for j in self.jitter):
             raise ValueError(f'jitter is {self.jitter}; allowed: three of 0 to 1')
 
     def draw(
-        self, seed: int, epoch: int, index: int
-    ) -> tuple:  # (25 uniform numbers, 3 normal ones)
-        "Return the numbers that decide what happens to an image in an epoch."
+        self,
+        seed: int,  # of the run
+        epoch: int,
+        index: int,  # of the image in its set
+    ) -> tuple:  # (27 uniform numbers, 3 normal ones)
+        "The numbers that decide how an image is augmented in an epoch."
         g = rng(seed, f'photo/{epoch}', index)
         return g.random(2 * _TRIES + 7), g.standard_normal(3)
 
-# %% ../nbs/lib/08_photo_transforms.ipynb #c011
+# %% ../nbs/lib/08_photo_transforms.ipynb #c012
 def crop_box(
     u: np.ndarray,  # uniform numbers, of `PhotoAugment.draw`
-    w: int,
-    h: int,  # size of the image
-    scale: tuple,
-    ratio: tuple,  # as for `PhotoAugment`
+    w: int,  # width of the image, pixels
+    h: int,  # height
+    scale: tuple,  # share of the area, as for `PhotoAugment`
+    ratio: tuple,  # width over height, likewise
 ) -> tuple:  # left, top, width, height
-    "Return the part of an image that is kept: the first of ten tries that lies within it, else the largest centre crop of an allowed shape."
-    area = w * h * (scale[0] + u[:_TRIES] * (scale[1] - scale[0]))
-    shape = np.exp(np.log(ratio[0]) + u[_TRIES : 2 * _TRIES] * np.log(ratio[1] / ratio[0]))
-    ws, hs = np.rint(np.sqrt(area * shape)).astype(int), np.rint(np.sqrt(area / shape)).astype(int)
-    fits = np.flatnonzero((0 < ws) & (ws <= w) & (0 < hs) & (hs <= h))
-    if len(fits):
-        cw, ch = int(ws[fits[0]]), int(hs[fits[0]])
-        return int(u[2 * _TRIES] * (w - cw + 1)), int(u[2 * _TRIES + 1] * (h - ch + 1)), cw, ch
-    cw, ch = min(w, int(round(h * ratio[1]))), min(h, int(round(w / ratio[0])))
+    "The first of ten tries that lies within the image, else the largest allowed centre crop."
+    area = w * h * (scale[0] + u[_AREA] * (scale[1] - scale[0]))
+    shape = np.exp(np.log(ratio[0]) + u[_SHAPE] * np.log(ratio[1] / ratio[0]))
+    widths = np.rint(np.sqrt(area * shape)).astype(int)
+    heights = np.rint(np.sqrt(area / shape)).astype(int)
+    fits = (0 < widths) & (widths <= w) & (0 < heights) & (heights <= h)
+    if fits.any():
+        first = fits.argmax()
+        cw, ch = int(widths[first]), int(heights[first])
+        return int(u[_LEFT] * (w - cw + 1)), int(u[_TOP] * (h - ch + 1)), cw, ch
+    cw = min(w, int(round(h * ratio[1])))
+    ch = min(h, int(round(w / ratio[0])))
     return (w - cw) // 2, (h - ch) // 2, cw, ch
 
 
+def _scaled_box(box, file_size, decoded_size):
+    "A box in pixels of the file as one in pixels of the decoded image, which may be smaller."
+    left, top, cw, ch = box
+    width, height = decoded_size
+    kx, ky = width / file_size[0], height / file_size[1]
+    left, top = int(kx * left), int(ky * top)
+    # rounding must not reach over the edge
+    cw = min(math.ceil(kx * cw), width - left)
+    ch = min(math.ceil(ky * ch), height - top)
+    return left, top, cw, ch
+
+
 def trained_on(
-    path: Path, size: int, augment: PhotoAugment, u: np.ndarray
+    path: Path,  # of an image
+    size: int,  # side of the crop, pixels
+    augment: PhotoAugment,
+    u: np.ndarray,  # uniform numbers, of `PhotoAugment.draw`
 ) -> np.ndarray:  # uint8 (size, size, 3)
-    "Return the part of a file that the numbers `u` say, scaled and mirrored. Raises ValueError where the file is damaged."
-    from torchvision.transforms.v2.functional import (
-        resized_crop,
-    )  # here, since it takes a second to import
+    "The crop of a file that `u` chooses, scaled and mirrored. Raises ValueError where damaged."
+    # here, since it takes a second to import
+    from torchvision.transforms.v2.functional import resized_crop
 
-    image = image_of(path.read_bytes(), path)
-    w, h = image.size
-    left, top, cw, ch = crop_box(u, w, h, augment.scale, augment.ratio)
-    image.draft(
-        'RGB', (math.ceil(w * size / cw), math.ceil(h * size / ch))
-    )  # at least as many pixels as are asked for
-    kx, ky = image.width / w, image.height / h
-    x = torch.from_numpy(np.array(rgb(image, path))).permute(2, 0, 1)
-    top, left = int(ky * top), int(kx * left)
-    ch, cw = (
-        min(math.ceil(ky * ch), image.height - top),
-        min(math.ceil(kx * cw), image.width - left),
-    )  # rounding must not reach over the edge
+    def enough(w, h):  # pixels of the whole image, so that the crop has `size`
+        _, _, cw, ch = crop_box(u, w, h, augment.scale, augment.ratio)
+        return math.ceil(w * size / cw), math.ceil(h * size / ch)
+
+    image, (w, h) = open_image(path, enough)
+    box = crop_box(u, w, h, augment.scale, augment.ratio)
+    left, top, cw, ch = _scaled_box(box, (w, h), image.size)
+    x = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     x = resized_crop(x, top, left, ch, cw, [size, size], antialias=True).permute(1, 2, 0).numpy()
-    return x[:, ::-1] if augment.flip and u[2 * _TRIES + 2] < 0.5 else x
+    return x[:, ::-1] if augment.flip and u[_MIRROR] < 0.5 else x
 
-# %% ../nbs/lib/08_photo_transforms.ipynb #c016
+# %% ../nbs/lib/08_photo_transforms.ipynb #c021
+_ORDERS = tuple(itertools.permutations(range(3)))
 GREY = 0.299, 0.587, 0.114  # of red, green, blue (ITU-R 601)
 
 
 def _grey(x):
+    "Grey values (b, 1, h, w)."
     return (x * x.new_tensor(GREY).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
 def _towards(x, other, f):
+    "`other` + f * (`x` - `other`), in [0, 1]; f (b,)."
     return torch.lerp(other, x, f.view(-1, 1, 1, 1)).clamp_(0, 1)
 
 
 ADJUST = (
     lambda x, f: (x * f.view(-1, 1, 1, 1)).clamp_(0, 1),  # brightness
     lambda x, f: _towards(x, _grey(x).mean((2, 3), keepdim=True), f),  # contrast
-    lambda x, f: _towards(x, _grey(x), f),
-)  # saturation
+    lambda x, f: _towards(x, _grey(x), f),  # saturation
+)
 
 
-def colours_of(augment: PhotoAugment, u: np.ndarray, z: np.ndarray) -> np.ndarray:  # float32 (7,)
-    "Return which of the six orders an image has its colours changed in, the three factors, and its shift along the three axes."
-    factors = 1 + (2 * u[-4:-1] - 1) * augment.jitter
-    return np.r_[int(6 * u[-1]), factors, augment.lighting * z].astype(np.float32)
+def colours_of(
+    augment: PhotoAugment,
+    u: np.ndarray,  # uniform numbers, of `PhotoAugment.draw`
+    z: np.ndarray,  # normal numbers, likewise
+) -> np.ndarray:  # float32 (7,): which of six orders, three factors, shift along three axes
+    "How the colours of an image are changed."
+    factors = 1 + (2 * u[_FACTORS] - 1) * augment.jitter
+    return np.r_[int(6 * u[_ORDER]), factors, augment.lighting * z].astype(np.float32)
 
 
 def jittered(
     x: Tensor,  # images in [0, 1], float32 (b, 3, h, w); changed in place
     drawn: Tensor,  # of `colours_of`, (b, 7), on the CPU
 ) -> Tensor:  # (b, 3, h, w); lighting may leave [0, 1]
-    "Return the images with their colours changed."
-    orders, f = [_ORDERS[int(o)] for o in drawn[:, 0]], drawn[:, 1:4].to(x.device)
+    "The images with their colours changed."
+    orders = [_ORDERS[int(o)] for o in drawn[:, 0]]
+    factors = drawn[:, 1:4].to(x.device)
     for stage in range(3):
         for k, adjust in enumerate(ADJUST):
-            rows = torch.tensor([i for i, o in enumerate(orders) if o[stage] == k], device=x.device)
-            if len(rows):
-                x[rows] = adjust(x[rows], f[rows, k])
+            rows = [i for i, order in enumerate(orders) if order[stage] == k]
+            if rows:
+                rows = torch.tensor(rows, device=x.device)
+                x[rows] = adjust(x[rows], factors[rows, k])
     shift = (drawn[:, 4:] * torch.tensor(EIGENVALUES)) @ torch.tensor(EIGENVECTORS).T
     return x.add_(shift.to(x.device)[:, :, None, None])
