@@ -37,14 +37,15 @@ $(EXPERIMENTS): $(STAMP)
 	papermill "nbs/$@.ipynb" "outputs/$@/$(PRESET)/seed$(SEED).ipynb" --log-output -p seed $(SEED) -p preset $(PRESET) $(ARGS)
 
 # Every step sees an empty XCL_HOME that is removed afterwards, so neither finished runs are read nor any touched.
+# The library's notebooks are executed by nbdev_test, the experiments by pytest (once each, with papermill at preset smoke).
 test: $(STAMP)  ## export check, notebook tests, pytest, ruff
 	@$(ACTIVATE); home="$$(mktemp -d)"; trap 'rm -rf "$$home"' EXIT; trap 'exit 130' INT; trap 'exit 143' TERM; \
-	export XCL_HOME="$$home" MPLBACKEND=Agg; \
+	export XCL_HOME="$$home" MPLBACKEND=Agg OMP_NUM_THREADS=1; \
 	step() { printf '\n== %s\n' "$$*"; }; \
+	step 'ruff check, ruff format'; ruff check; ruff format --check; \
 	step 'notebooks clean and exported'; python tests/check_export.py; \
-	step 'nbdev_test'; OMP_NUM_THREADS=1 nbdev_test --n_workers $(WORKERS) --do_print --timing --flags '$(FLAGS)'; \
-	step 'pytest'; pytest $(if $(filter slow,$(FLAGS)),--slow); \
-	step 'ruff check'; ruff check; \
+	step 'nbdev_test'; nbdev_test --path nbs/lib --n_workers $(WORKERS) --do_print --timing --flags '$(FLAGS)'; \
+	step 'pytest'; pytest -n $(WORKERS) --dist loadfile $(if $(filter slow,$(FLAGS)),--slow); \
 	step 'all passed'
 
 export: $(STAMP)  ## write xcl/*.py from the notebooks
@@ -53,8 +54,8 @@ export: $(STAMP)  ## write xcl/*.py from the notebooks
 clean-nbs: $(STAMP)  ## strip execution counts and stray metadata from the notebooks
 	@$(ACTIVATE); nbdev_clean
 
-prepare: $(STAMP)  ## sort imports, clean, export: before every commit
-	@$(ACTIVATE); ruff check -q --fix --select I nbs; nbdev_clean; nbdev_export
+prepare: $(STAMP)  ## format, sort imports, clean, export: before every commit
+	@$(ACTIVATE); ruff check -q --fix --select I nbs tests; ruff format -q; nbdev_clean; nbdev_export
 
 # An environment that already satisfies settings.ini is used as it is; nothing is downloaded for it.
 $(STAMP): settings.ini setup.py

@@ -1,4 +1,5 @@
 "Exit 0 if this interpreter has xcl installed from this checkout and satisfies every requirement in settings.ini."
+
 import sys
 from configparser import ConfigParser
 from importlib.metadata import PackageNotFoundError, version
@@ -12,16 +13,27 @@ except ImportError:  # an environment that has just been made
 
 root = Path(__file__).resolve().parent.parent
 cfg = ConfigParser(delimiters=['='], interpolation=None)
-cfg.read(root/'settings.ini', encoding='utf-8')
+cfg.read(root / 'settings.ini', encoding='utf-8')
 cfg = cfg['DEFAULT']
 
 
 def satisfied(req):
     req = Requirement(req)
-    try: return req.specifier.contains(version(req.name), prereleases=True)
-    except PackageNotFoundError: return False
+    try:
+        return req.specifier.contains(version(req.name), prereleases=True)
+    except PackageNotFoundError:
+        return False
 
 
 spec = find_spec(cfg['lib_name'])
-here = spec is not None and spec.origin is not None and Path(spec.origin).resolve().is_relative_to(root)
-sys.exit(not (here and all(satisfied(r) for r in f'{cfg["requirements"]} {cfg["dev_requirements"]}'.split())))
+here = (
+    spec is not None
+    and spec.origin is not None
+    and Path(spec.origin).resolve().is_relative_to(root)
+)
+sys.exit(
+    not (
+        here
+        and all(satisfied(r) for r in f'{cfg["requirements"]} {cfg["dev_requirements"]}'.split())
+    )
+)

@@ -5,11 +5,11 @@
 
 *Plain* is what published code usually does: a `Dataset` that converts image by image, `DataLoader` with default collate and shuffling,
 Adam with its default settings, contiguous layout, teachers as ordinary modules under `no_grad`, mixing written out.
-*Ours* is `xcl.train.Trainer.train_step`: the code that trains, not a copy of it.
+*Ours* is `xcl.trainer.Trainer.train_step`: the code that trains, not a copy of it.
 Same data, networks, losses, batch and recipe on both sides, teachers trained for one epoch, validation and checkpoints left out on both.
 
-KD is where the work differs on purpose: a plain loop asks the teacher at every step, ours reads answers that were filled once before the loop.
-So KD has a second row, which adds the time of filling, spread over all steps of the recipe.
+KD is where the work differs on purpose: a plain loop runs the teacher at every step, ours reads soft targets that were
+computed once before the loop. So KD has a second row, which adds the time of computing them, spread over all steps.
 
 Machines drift, so the two sides take turns, in blocks of steps. A time is the median over blocks; a ratio is the median of the ratios of
 neighbouring blocks, given with its quartiles. Only ratios of one run should be quoted.
@@ -33,17 +33,11 @@ from xcl.gaze_data import EyeData
 from xcl.likelihoods import Gaussian
 from xcl.runs import Run, ensure
 from xcl.runtime import RuntimeConfig, provenance
-from xcl.teachers import Teacher, predict
-from xcl.train import (
-    GAZE_STUDENT,
-    GAZE_TEACHER,
-    METHODS,
-    NETS,
-    Train,
-    Trainer,
-    gaze_students,
-    trained,
-)
+from xcl.nets import build_net, net
+from xcl.paper.rows import GAZE, RECIPES
+from xcl.teachers import Ensemble, predict
+from xcl.train import METHODS, Train, trained
+from xcl.trainer import Trainer
 
 AIM = 2.0  # times as fast as the plain loop
 
@@ -78,7 +72,7 @@ class Plain:
 
     def __init__(self, cfg, train, runtime):
         self.cfg, self.likelihood = cfg, cfg.likelihood
-        self.net = NETS[cfg.net](cfg.likelihood.n_out).train()
+        self.net = build_net(cfg.net, cfg.likelihood.n_out).train()
         self.teachers = [self.as_usual(ensure(t, runtime)) for t in cfg.teachers]
         self.opt = torch.optim.Adam(
             self.net.parameters(), cfg.recipe.lr, weight_decay=cfg.recipe.weight_decay
@@ -88,9 +82,9 @@ class Plain:
         )
 
     def as_usual(self, run):
-        net = NETS[run.cfg.net](run.cfg.likelihood.n_out)
-        net.load_state_dict(run.tensors())
-        return net.eval()
+        teacher = build_net(run.cfg.net, run.cfg.likelihood.n_out)
+        teacher.load_state_dict(run.tensors())
+        return teacher.eval()
 
     def step(self):
         x, pose, y = next(self.batches)
@@ -111,17 +105,18 @@ class Plain:
 
 def rows(data):
     "(method, members) -> config, at the paper's recipe."
-    short = replace(
-        GAZE_TEACHER, epochs=1, milestones=()
-    )  # weights don't change the time of a step
-    members = tuple(
-        Train('preact_resnet', Gaussian(), data, METHODS['ERM'], short, seed) for seed in range(8)
-    )
-    by_members = {m: gaze_students(data, 1, 1.0, members[:m]) for m in (1, 8)}
-    return {
-        ('ERM', 0): by_members[1]['ERM'],
-        **{(k, m): by_members[m][k] for k in ('KD', 'XCL-Mix') for m in (1, 8)},
-    }
+    # weights do not change the time of a step
+    short = replace(RECIPES['preact_resnet'], epochs=1, milestones=())
+    erm = METHODS['ERM']
+    members = [Train(net('preact_resnet'), Gaussian(), data, erm, short, s) for s in range(8)]
+
+    def student(row, m):
+        teachers = tuple(members[:m])
+        method = GAZE[row].method
+        return Train(net('lenet'), Gaussian(), data, method, RECIPES['lenet'], 1, teachers)
+
+    names = [('ERM', 0), *((k, m) for k in ('KD', 'XCL-Mix') for m in (1, 8))]
+    return {name: student(*name) for name in names}
 
 
 def timed(f, n=1):
@@ -144,7 +139,7 @@ def measure(cfg, runtime, blocks, steps):
     plain = Plain(cfg, loop.train, runtime)
     fill = 0.0
     if cfg.method.name == 'KD':
-        teacher = Teacher([trained(ensure(t, runtime)) for t in cfg.teachers], cfg.likelihood)
+        teacher = Ensemble([trained(ensure(t, runtime)) for t in cfg.teachers], cfg.likelihood)
         fill = timed(lambda: predict(teacher, loop.train)) / loop.steps
     for f in plain.step, loop.train_step:
         timed(f, 5)

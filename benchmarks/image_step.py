@@ -6,7 +6,7 @@
 
 *Plain* is what published code usually does: images from PIL one by one through torchvision's transforms, `DataLoader` without workers, torchvision's
 MixUp and CutMix, SGD with its default settings, contiguous layout, teachers as ordinary modules in a loop under `no_grad`, losses written out.
-*Ours* is `xcl.train.Trainer.train_step`: the code that trains, not a copy of it.
+*Ours* is `xcl.trainer.Trainer.train_step`: the code that trains, not a copy of it.
 Same images, network, losses, batch and precision on both sides; teachers untrained, since weights do not change the time of a step; validation and
 checkpoints left out on both. Before anything is timed, both sides get the same weights and images and must give the same loss and gradients, in
 double precision up to the rounding of the teachers' answers.
@@ -53,8 +53,12 @@ from xcl.models.cifar import ResNet18
 from xcl.runs import Run
 from xcl.runtime import RuntimeConfig, provenance
 from xcl.targets import DTYPES
-from xcl.teachers import Teacher
-from xcl.train import RESNET, Trainer, build, image_run, image_teachers, trained
+from xcl.likelihoods import Categorical
+from xcl.nets import net
+from xcl.paper.rows import CIFAR, RECIPES, likelihood_of
+from xcl.teachers import Ensemble
+from xcl.train import Train, trained
+from xcl.trainer import Trainer, build
 from xcl.transfer import batch_index
 
 WARM = 4  # steps before the first turn
@@ -205,13 +209,14 @@ def differ(cfg, runtime, dtype):
     Raises AssertionError above TOLERANCE. That of fp32 is wide: on a CPU, BatchNorm in channels_last layout has a relative error of 1e-5 (plain
     summation), and wherever that takes an activation across the kink of its ReLU, a gradient jumps by its whole size."""
     loop = Trainer(cfg, Run(cfg, runtime))
-    plain, batch = Plain(cfg, loop), loop.batch(0)
+    plain, batch = Plain(cfg, loop), loop.batches(0)
     check_images(plain, loop)
     plain.net.load_state_dict(loop.net.state_dict())
-    for net in loop.net, plain.net, *plain.teachers:
-        net.to(dtype)
+    for network in loop.net, plain.net, *plain.teachers:
+        network.to(dtype)
     x = batch.inputs[0].to(dtype)
-    ours = loop.loss(loop.net(x), loop.soft_targets(batch, 0))
+    objective, targets = cfg.method.objective, loop.targets(batch, 0)
+    ours = objective.loss(cfg.likelihood, loop.net(x), *targets)
     usual = plain.loss(loop.net.normalise(x), loop.train.y[batch.index])
     for loss in ours, usual:
         loss.backward()
@@ -242,14 +247,14 @@ def check_equal(cfg, runtime):
 
 
 def check_reads(loop):
-    "The student's next step is answered by the store alone."
-    asked, outs = [], Teacher.outs
-    Teacher.outs = lambda self, *inputs: asked.append(1) or outs(self, *inputs)
+    "The soft targets of the student's next step are read from the cache."
+    calls, outputs = [], Ensemble.member_outputs
+    Ensemble.member_outputs = lambda self, *inputs: calls.append(1) or outputs(self, *inputs)
     try:
         loop.train_step()
     finally:
-        Teacher.outs = outs
-    assert not asked, 'the teacher was asked, though its answer is stored'
+        Ensemble.member_outputs = outputs
+    assert not calls, 'the teacher ran, though its soft targets are cached'
 
 
 # Times
@@ -265,31 +270,33 @@ def untrained(cfg):
 
 def rows(data, a):
     "(method, variant) -> config; the schedule is as long as what is timed, since a store takes its room at once."
-    shapes = dict(resnet18=(('width', a.width),))
-    teachers = image_teachers('+ CutMix', data, 1, a.members, 1.0, shapes, precision=a.precision)
-    per_epoch = (a.images or 50_000) // RESNET.batch
-    recipe = replace(RESNET, epochs=-(-(WARM + a.blocks * a.steps + 1) // per_epoch), milestones=())
+    network, resnet = net('resnet18', width=a.width), RECIPES['resnet18']
+    per_epoch = (a.images or 50_000) // resnet.batch
+    recipe = replace(resnet, epochs=-(-(WARM + a.blocks * a.steps + 1) // per_epoch), milestones=())
 
-    def of(row, answers='exact'):
-        cfg = image_run(
-            row,
-            data,
-            1,
-            1.0,
-            shapes,
-            teachers,
-            precision=a.precision,
-            answers=answers,
-            teacher_precision=a.precision,
+    def config(row, recipe, seed, teachers=(), **kw):
+        likelihood = likelihood_of(row, Categorical, classes=data.classes)
+        return Train(
+            network, likelihood, data, row.method, recipe, seed, teachers, a.precision, **kw
         )
-        return replace(cfg, recipe=recipe)
+
+    cutmix = CIFAR['CutMix']
+    teachers = tuple(config(cutmix, resnet, 1001 + m) for m in range(a.members))
+
+    def of(row, targets='exact'):
+        if not row.method.objective.needs_teacher:
+            return config(row, recipe, 1)
+        return config(row, recipe, 1, teachers, targets=targets, teacher_precision=a.precision)
 
     for t in teachers:
         untrained(t)
     return {
-        ('ERM', 'live'): of('ERM'),
+        ('ERM', 'live'): of(CIFAR['ERM']),
         **{
-            (k, v): of(k + ' T=5' * (v == 'reads'), 'exact' if v == 'live' else a.answers)
+            (k, v): of(
+                CIFAR[k].at(T=5) if v == 'reads' else CIFAR[k],
+                'exact' if v == 'live' else a.targets,
+            )
             for k in ('KD', 'XCL-Mix')
             for v in ('live', 'writes', 'reads')
         },
@@ -313,7 +320,9 @@ def timed(f, n, device):
 def measure(configs, erm, a):
     "Times of one method: {'plain' | 'ERM' | variant: list of ms per step}; every turn goes through all of them, a writer before its reader."
     machines = {
-        v: RuntimeConfig(a.device, a.data_dir, progress=False, target_cache=v in ('writes', 'reads'))
+        v: RuntimeConfig(
+            a.device, a.data_dir, progress=False, target_cache=v in ('writes', 'reads')
+        )
         for v in configs
     }
     loops = {v: Trainer(c, Run(c, machines[v])) for v, c in configs.items()}
@@ -381,7 +390,7 @@ def table(data, threads, a):
             out.append(
                 dict(
                     method=method,
-                    answers='' if method == 'ERM' else variant,
+                    targets='' if method == 'ERM' else variant,
                     members=len(c.teachers),
                     threads=threads,
                     plain_ms=round(float(np.median(times['plain'])), 2),
@@ -402,18 +411,18 @@ def table(data, threads, a):
 def sizes(classes=100, per_epoch=390):
     "What a store takes at the paper's recipe: one line per kind."
     out = []
-    for answers, dtype in DTYPES.items():
+    for targets, dtype in DTYPES.items():
         for kept, k in ('mean', 1), ('8 members', 8):
             record = np.dtype(
-                [('answer', dtype, (RESNET.batch, k, classes)), ('mark', '<u8')]
+                [('targets', dtype, (RECIPES['resnet18'].batch, k, classes)), ('checksum', '<u8')]
             ).itemsize
             out.append(
                 dict(
-                    answers=answers,
+                    targets=targets,
                     kept=kept,
                     kb_per_step=round(record / 1e3, 1),
-                    steps=RESNET.epochs * per_epoch,
-                    gb_in_all=round(record * RESNET.epochs * per_epoch / 1e9, 2),
+                    steps=RECIPES['resnet18'].epochs * per_epoch,
+                    gb_in_all=round(record * RECIPES['resnet18'].epochs * per_epoch / 1e9, 2),
                 )
             )
     return out
@@ -450,10 +459,10 @@ def arguments():
         help='of student and teachers, on both sides (default: fp32)',
     )
     p.add_argument(
-        '--answers',
+        '--targets',
         choices=tuple(DTYPES),
         default='half',
-        help='how answers are stored (default: half)',
+        help='how soft targets are stored (default: half)',
     )
     p.add_argument(
         '--peak',
@@ -475,8 +484,10 @@ def arguments():
     for k in 'width', 'members', 'blocks', 'steps':
         if getattr(a, k) < 1:
             p.error(f'--{k} is {getattr(a, k)}; allowed: 1 or more')
-    if a.images and a.images < RESNET.batch:
-        p.error(f'--images is {a.images}; allowed: {RESNET.batch} or more, or 0 for all')
+    if a.images and a.images < RECIPES['resnet18'].batch:
+        p.error(
+            f'--images is {a.images}; allowed: {RECIPES["resnet18"].batch} or more, or 0 for all'
+        )
     a.device = RuntimeConfig(a.device).device
     here = data_home()
     a.data_dir = a.data_dir or (
@@ -499,14 +510,14 @@ def main():
             frames += table(data, threads, a)
     frame, store = pd.DataFrame(frames), pd.DataFrame(sizes())
     asked = {
-        k: getattr(a, k) for k in ('width', 'images', 'blocks', 'steps', 'precision', 'answers')
+        k: getattr(a, k) for k in ('width', 'images', 'blocks', 'steps', 'precision', 'targets')
     }
     made = dict(
         provenance(a.device),
         data='CIFAR-100' if a.data_dir else 'random pixels',
         cores=os.cpu_count(),
         load_1min=round(os.getloadavg()[0], 2),
-        batch=RESNET.batch,
+        batch=RECIPES['resnet18'].batch,
         **asked,
         **(dict(peak_tflops=a.peak) if a.device.startswith('cuda') else {}),
     )

@@ -16,55 +16,59 @@ import torch
 
 from xcl.data import CropFlip
 from xcl.images import image_data
+from xcl.likelihoods import Categorical
+from xcl.nets import net
 from xcl.runs import ensure
 from xcl.runtime import RuntimeConfig
-from xcl.train import Train, Trainer, image_row
+from xcl.train import METHODS, Method, Train
+from xcl.trainer import Trainer
+from xcl.transfer import CutMix, Empirical, RandomChoice
 
 SERVER = multiprocessing.get_context('forkserver')
-SERVER.set_forkserver_preload(
-    ['xcl.train', 'xcl.eye_renderer', 'torch._dynamo']
-)  # the last: 900 modules that a first optimiser imports
-OF_THE_MACHINE = (
-    'provenance.json',
-    'holder.json',
-    'lock',
-)  # files that may differ between two runs of one config
+# torch._dynamo: 900 modules that a first optimiser imports
+SERVER.set_forkserver_preload(['xcl.train', 'xcl.eye_renderer', 'torch._dynamo'])
+# files that may differ between two runs of one config
+OF_THE_MACHINE = 'provenance.json', 'holder.json', 'lock'
+# CutMix as on CIFAR: half of the batches are cut
+HALF_CUT = Method('CutMix', RandomChoice(CutMix(), Empirical()), METHODS['CutMix'].objective)
+
+
+def digit_net(data, method, recipe, seed, teachers=(), width=16, T=1.0, **kw):
+    "A ResNet-18 on digits."
+    likelihood = Categorical(10, T, scale_t2=T != 1)
+    return Train(
+        net('resnet18', width=width), likelihood, data, method, recipe, seed, teachers, **kw
+    )
 
 
 def taught_digits(home, recipe, members):
-    "A home with decoded digits and finished teachers, trained for an epoch of `recipe`; the data, and the teachers' configs."
+    "A home with decoded digits and teachers trained for one epoch of `recipe`; data and teachers."
     with pytest.MonkeyPatch.context() as mp:
         mp.setenv('XCL_HOME', str(home))
         data = image_data('digits', train_size=128, val_fraction=0.1, augment=CropFlip(2, True))
-        (method, likelihood), one = (
-            image_row('CutMix', 10),
-            replace(recipe, epochs=1, milestones=()),
-        )
-        crowd = tuple(
-            Train('resnet18', likelihood, data, method, one, m, shape=(('width', 16),))
-            for m in range(members)
-        )
-        for m in crowd:
-            ensure(m, RuntimeConfig('cpu', progress=False, checkpoint_s=1e9))
-    return SimpleNamespace(home=home, data=data, members=crowd)
+        one = replace(recipe, epochs=1, milestones=())
+        teachers = tuple(digit_net(data, HALF_CUT, one, m) for m in range(members))
+        for t in teachers:
+            ensure(t, RuntimeConfig('cpu', progress=False, checkpoint_s=1e9))
+    return SimpleNamespace(home=home, data=data, members=teachers)
 
 
-def watch(loop, pace=0.0, says=lambda self: ''):
-    "Let a class of training loops print from where it goes on (and what `says` adds), and rest after each step."
-    begin, step = loop.__init__, loop.train_step
+def watch(trainer, pace=0.0, more=lambda self: ''):
+    "Let a class of trainers print from which step it continues (and `more`), and wait after each step."
+    begin, step = trainer.__init__, trainer.train_step
 
     def loud(self, cfg, run):
         begin(self, cfg, run)
-        print(f'{run.folder.name} from step {self.step}{says(self)}')
+        print(f'{run.folder.name} from step {self.step}{more(self)}')
 
     def slow(self):
         step(self)
         time.sleep(pace)
 
-    loop.__init__, loop.train_step = loud, slow
+    trainer.__init__, trainer.train_step = loud, slow
 
 
-def work(cfg, home, log, hook=None, checkpoint_s=0.05, pace=0.0, store=False):
+def work(cfg, home, log, hook=None, checkpoint_s=0.05, pace=0.0, cache=False):
     "What a child does: ask for a run, and write to `log` what it prints and each training that it begins or takes up. `pace`: rest after each step."
     os.environ['XCL_HOME'] = str(home)
     torch.set_num_threads(1)
@@ -72,7 +76,7 @@ def work(cfg, home, log, hook=None, checkpoint_s=0.05, pace=0.0, store=False):
     if hook:
         hook[0](*hook[1:])
     watch(Trainer, pace)
-    ensure(cfg, RuntimeConfig('cpu', progress=False, checkpoint_s=checkpoint_s, target_cache=store))
+    ensure(cfg, RuntimeConfig('cpu', progress=False, checkpoint_s=checkpoint_s, target_cache=cache))
 
 
 def start(*args, **kw):

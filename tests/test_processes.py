@@ -27,18 +27,20 @@ from xcl.gaze_data import EyeData
 from xcl.images import image_data
 from xcl.launch import command, write_plan
 from xcl.likelihoods import Categorical, Gaussian
+from xcl.nets import net
+from xcl.recipe import Recipe
 from xcl.runs import ensure
 from xcl.runtime import RuntimeConfig
-from xcl.train import GAZE_STUDENT, METHODS, RESNET, Train
+from xcl.train import METHODS, Train
 
 EYES = EyeData('procedural', split=1, people=5, held_out=2, per_person=64)
-LENET = replace(
-    GAZE_STUDENT, epochs=3, milestones=(2.0,), part=8
-)  # 6 steps an epoch, each of 4 parts
+# 6 steps an epoch, each of 4 micro-batches
+LENET = Recipe('adam', 1e-4, 32, 3, (2,), weight_decay=1e-4, micro_batch=8)
+RESNET = Recipe('sgd', 0.1, 64, 2, (1,), gamma=0.2, weight_decay=5e-4)
 
 
 def lenet(method='MixUp', **kw):
-    return Train('lenet', Gaussian(), EYES, METHODS[method], replace(LENET, **kw), seed=1)
+    return Train(net('lenet'), Gaussian(), EYES, METHODS[method], replace(LENET, **kw), seed=1)
 
 
 def member(rank, world, meet, home, log, cfg, facts):
@@ -106,7 +108,10 @@ def test_two_processes_train_as_one(tmp_path):
 def test_parts_are_the_whole_batch_where_images_do_not_meet(tmp_path, xcl_home):
     "ERM without BatchNorm: the gradient of a batch is the mean of its parts' gradients."
     whole, parts = (
-        ensure(lenet('ERM', part=p, optimiser='sgd', lr=3e-4), RuntimeConfig('cpu', progress=False))
+        ensure(
+            lenet('ERM', micro_batch=p, optimiser='sgd', lr=3e-4),
+            RuntimeConfig('cpu', progress=False),
+        )
         for p in (0, 8)
     )  # Adam hides a factor
     for x, y in zip(whole.curve, parts.curve, strict=True):
@@ -115,15 +120,13 @@ def test_parts_are_the_whole_batch_where_images_do_not_meet(tmp_path, xcl_home):
 
 def digits(**kw):
     data = image_data('digits', train_size=128, val_fraction=0.1, augment=CropFlip(2, False))
-    recipe = replace(RESNET.scaled(0.005), batch=64, **kw)
-    return Train(
-        'resnet18', Categorical(10), data, METHODS['CutMix'], recipe, 1, shape=(('width', 16),)
-    )
+    recipe = replace(RESNET, **kw)
+    return Train(net('resnet18', width=16), Categorical(10), data, METHODS['CutMix'], recipe, 1)
 
 
 def test_two_processes_with_batchnorm(tmp_path):
     "A part is normalised by itself whoever works on it, and the running statistics are a mean over parts: what is left is rounding."
-    cfg = digits(part=16)
+    cfg = digits(micro_batch=16)
     one, two = (made_by(w, cfg, tmp_path) for w in (1, 2))
     assert_close(one, two, rtol=5e-3, atol=5e-3)
     counts = {v.item() for r in (one, two) for k, v in r[1].items() if 'num_batches' in k}
@@ -132,7 +135,7 @@ def test_two_processes_with_batchnorm(tmp_path):
 
 def test_another_size_of_part_is_another_run(xcl_home):
     "BatchNorm over 16 images is not BatchNorm over 64: the size of a part is science, and in the name."
-    a, b = digits(part=16), digits()
+    a, b = digits(micro_batch=16), digits()
     assert a.hash != b.hash
     losses = [ensure(c, RuntimeConfig('cpu', progress=False)).curve[0]['loss'] for c in (a, b)]
     assert abs(losses[0] - losses[1]) > 1e-3
@@ -155,19 +158,10 @@ def photos(tmp_path):
 
 
 def test_two_processes_with_workers_on_a_folder(tmp_path, photos, xcl_home):
-    data = folder_data(
-        photos, RuntimeConfig('cpu', str(photos), workers=0), size=32, resize=36
-    )
-    recipe = replace(RESNET, batch=16, part=8, epochs=2, schedule='cosine', milestones=())
-    cfg = Train(
-        'imagenet_resnet',
-        Categorical(2),
-        data,
-        METHODS['MixUp'],
-        recipe,
-        1,
-        shape=(('depth', 10), ('width', 16)),
-    )
+    data = folder_data(photos, RuntimeConfig('cpu', str(photos), workers=0), size=32, resize=36)
+    recipe = replace(RESNET, batch=16, micro_batch=8, epochs=2, schedule='cosine', milestones=())
+    network = net('imagenet_resnet', depth=10, width=16)
+    cfg = Train(network, Categorical(2), data, METHODS['MixUp'], recipe, 1)
     one = made_by(1, cfg, tmp_path, data_dir=str(photos), workers=0)
     two = made_by(2, cfg, tmp_path, data_dir=str(photos), workers=1)
     assert_close(one, two, rtol=5e-3, atol=5e-3)
@@ -179,12 +173,12 @@ def test_two_processes_with_workers_on_a_folder(tmp_path, photos, xcl_home):
 @pytest.mark.parametrize(
     'facts, world, message',
     [
-        ({}, 3, r'3 processes cannot share the 4 parts of a batch of 32 evenly'),
+        ({}, 3, r'3 processes cannot share the 4 micro-batches of a batch of 32 evenly'),
         (dict(world_size=3), 2, r'2 of at least 3 processes were started'),
         (
             dict(target_cache=True),
             2,
-            r"2 processes cannot write one store of answers; allowed: store = 'off'",
+            r'2 processes cannot write one target cache; allowed: target_cache = False',
         ),
     ],
     ids=['uneven', 'fewer', 'store'],

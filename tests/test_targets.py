@@ -1,7 +1,9 @@
-"""Stored answers across processes and mishaps: a store changes no weight, and where it cannot be used, nothing is lost and nothing trained.
+"""The target cache across processes and mishaps: it changes no weight, and where it cannot be used, nothing is
+lost and nothing trained.
 
-Digits, networks of width 16, 128 training images, eight steps. What every test needs (the decoded digits and two finished teachers) is copied into
-its home. Training that is compared bit by bit runs in children, which have one thread (see children.py).
+Digits, networks of width 16, 128 training images, eight steps. What every test needs (the decoded digits and two
+finished teachers) is copied into its home. Training that is compared bit by bit runs in children, which have one
+thread (see children.py).
 """
 
 import errno
@@ -20,9 +22,11 @@ import numpy as np
 import pytest
 import torch
 from children import (
+    HALF_CUT,
     assert_same,
     begun,
     checkpoints,
+    digit_net,
     folder,
     make,
     of,
@@ -36,12 +40,15 @@ from children import (
 from xcl.config import rng
 from xcl.data import CropFlip
 from xcl.files import read_tensors, write_tensors
+from xcl.likelihoods import Categorical
+from xcl.recipe import Recipe
 from xcl.records import RecordFile, record_type
 from xcl.runs import Run, ensure
 from xcl.runtime import RuntimeConfig
 from xcl.targets import TargetCache
-from xcl.teachers import Teacher
-from xcl.train import Recipe, Train, Trainer, image_row
+from xcl.teachers import Ensemble
+from xcl.train import METHODS
+from xcl.trainer import Trainer
 from xcl.transfer import CutMix, Empirical, RandomChoice
 
 SMALL = Recipe('sgd', 0.05, 32, 2, (1.5,), weight_decay=5e-4)  # 8 steps, 4 of them to an epoch
@@ -57,20 +64,9 @@ def base(tmp_path_factory):
     return taught_digits(tmp_path_factory.mktemp('base'), SMALL, MEMBERS)
 
 
-def student(base, row='XCL-Mix', answers='exact', width=16, epochs=2):
-    method, likelihood = image_row(row, 10)
-    recipe, shape = replace(SMALL, epochs=epochs), (('width', width),)
-    return Train(
-        'resnet18',
-        likelihood,
-        base.data,
-        method,
-        recipe,
-        1,
-        base.members,
-        shape=shape,
-        answers=answers,
-    )
+def student(base, method='XCL-Mix', targets='exact', width=16, epochs=2, T=1.0):
+    recipe = replace(SMALL, epochs=epochs)
+    return digit_net(base.data, METHODS[method], recipe, 1, base.members, width, T, targets=targets)
 
 
 @pytest.fixture
@@ -101,8 +97,13 @@ def filled(ask, with_store, xcl_home):
 @pytest.fixture
 def asked(monkeypatch):
     "Grows by one with each question to the teacher."
-    calls, outs = [], Teacher.outs
-    monkeypatch.setattr(Teacher, 'outs', lambda self, *x: calls.append(len(x[0])) or outs(self, *x))
+    calls, outputs = [], Ensemble.member_outputs
+
+    def counted(self, *inputs):
+        calls.append(len(inputs[0]))
+        return outputs(self, *inputs)
+
+    monkeypatch.setattr(Ensemble, 'member_outputs', counted)
     return calls
 
 
@@ -112,7 +113,7 @@ def no_step(monkeypatch):
 
 
 def store(home):
-    return next(iter(home.glob('answers/*.answers')))
+    return next(iter(home.glob('targets/*.targets')))
 
 
 def fills(cfg, runtime=STORE):
@@ -134,7 +135,7 @@ def live(cfg, home, monkeypatch):
     shutil.copytree(
         home,
         other,
-        ignore=lambda d, names: [n for n in names if n == 'answers' or n.startswith(folder(cfg))],
+        ignore=lambda d, names: [n for n in names if n == 'targets' or n.startswith(folder(cfg))],
     )
     with monkeypatch.context() as mp:
         mp.setenv('XCL_HOME', str(other))
@@ -148,57 +149,56 @@ def die_storing(k, when):
     "Have this process killed in its k-th writing of answers: with half of them in the file, before or after the record is marked."
     call, write = itertools.count(1), TargetCache.write
 
-    def dies(self, step, answer):
+    def dies(self, step, targets):
         if next(call) != k:
-            return write(self, step, answer)
+            return write(self, step, targets)
         if when == 'half':
-            self.map[step]['answer'][: len(answer) // 2] = answer.numpy()[: len(answer) // 2]
+            self.map[step]['targets'][: len(targets) // 2] = targets.numpy()[: len(targets) // 2]
         if when == 'unmarked':
-            self.map[step]['answer'] = answer.numpy()
+            self.map[step]['targets'] = targets.numpy()
         if when == 'marked':
-            write(self, step, answer)
+            write(self, step, targets)
         os.kill(os.getpid(), signal.SIGKILL)
 
     TargetCache.write = dies
 
 
-@pytest.mark.parametrize('answers', ['half', 'exact'])
-def test_killed_while_storing(ask, xcl_home, tmp_path, answers):
+@pytest.mark.parametrize('targets', ['half', 'exact'])
+def test_killed_while_storing(ask, xcl_home, tmp_path, targets):
     "Three kills in a row, the first two without a checkpoint, so that the next attempt begins at step 0 and reads what the others had stored."
     cfg, log, asks_live, stores = (
-        ask(answers=answers),
+        ask(targets=targets),
         tmp_path / 'log',
         tmp_path / 'live',
         tmp_path / 'undisturbed',
     )
-    for home in asks_live, *[stores] * (answers == 'exact'):
+    for home in asks_live, *[stores] * (targets == 'exact'):
         shutil.copytree(xcl_home, home)
-        assert make(cfg, home, log, checkpoint_s=1e9, store=home == stores) == 0
+        assert make(cfg, home, log, checkpoint_s=1e9, cache=home == stores) == 0
     for k, when, every in (2, 'half', 1e9), (2, 'unmarked', 1e9), (2, 'marked', 1e-9):
         assert (
-            make(cfg, xcl_home, log, (die_storing, k, when), checkpoint_s=every, store=True)
+            make(cfg, xcl_home, log, (die_storing, k, when), checkpoint_s=every, cache=True)
             == -signal.SIGKILL
         ), text(log)
-    assert make(cfg, xcl_home, log, store=True) == 0
+    assert make(cfg, xcl_home, log, cache=True) == 0
     assert [step for _, step in begun(log)][-4:] == [0, 0, 0, 3], (
         'one stored, two stored, two more and a checkpoint after each step'
     )
     found = records(xcl_home)
-    if answers == 'exact':
+    if targets == 'exact':
         assert_same(found, records(stores))
     assert_same(
-        {k: v for k, v in found.items() if not k.startswith('answers/')}, records(asks_live)
+        {k: v for k, v in found.items() if not k.startswith('targets/')}, records(asks_live)
     )
 
 
 def test_killed_classification_run(base, xcl_home, tmp_path):
     "Augmentation, the coin, smoothed labels: killed in the middle of epochs, it ends in the same bytes, the entropy of its targets included."
-    method, likelihood = image_row('CutMix', 10)
-    assert method.transfer == RandomChoice(CutMix(), Empirical())
+    assert HALF_CUT.transfer == RandomChoice(CutMix(), Empirical())
     cfg = replace(
         base.members[0],
         data=replace(base.data, augment=CropFlip(4, True)),
-        likelihood=replace(likelihood, eps=0.1),
+        likelihood=Categorical(10, eps=0.1),
         recipe=SMALL,
         seed=7,
     )
@@ -229,18 +229,18 @@ def test_killed_classification_run(base, xcl_home, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'answers, other',
-    [('exact', dict(row='XCL-Mix T=5')), ('half', dict(width=24))],
+    'targets, other',
+    [('exact', dict(T=5.0)), ('half', dict(width=24))],
     ids=['temperature', 'width'],
 )
-def test_later_student_asks_nobody(ask, xcl_home, asked, monkeypatch, answers, other):
+def test_later_student_asks_nobody(ask, xcl_home, asked, monkeypatch, targets, other):
     "One question, for the shape of an answer, and the weights of the live teacher."
-    path = fills(ask(answers=answers))
-    before, cfg = path.read_bytes(), ask(answers=answers, **other)
+    path = fills(ask(targets=targets))
+    before, cfg = path.read_bytes(), ask(targets=targets, **other)
     assert len(asked) == 9, 'eight steps, and one for the shape'
     asked.clear()
     run = ensure(cfg, STORE)
-    assert len(asked) == 1 and [o.read_bytes() for o in xcl_home.glob('answers/*.answers')] == [
+    assert len(asked) == 1 and [o.read_bytes() for o in xcl_home.glob('targets/*.targets')] == [
         before
     ]
     same_run(run, live(cfg, xcl_home, monkeypatch))
@@ -258,9 +258,9 @@ def test_longer_student_asks_only_for_what_is_missing(ask, asked, xcl_home, monk
 
 def test_another_stream_is_another_file(ask, base, asked):
     first = ask(epochs=1)
-    for cfg in first, ask('KD', epochs=1), replace(first, answers='half'), replace(first, seed=2):
+    for cfg in first, ask('KD', epochs=1), replace(first, targets='half'), replace(first, seed=2):
         path = fills(cfg)
-    assert len(list(path.parent.glob('*.answers'))) == 4 and len(asked) == 4 * 5
+    assert len(list(path.parent.glob('*.targets'))) == 4 and len(asked) == 4 * 5
 
 
 def together(*logs):
@@ -278,11 +278,11 @@ def together(*logs):
 
 def test_two_students_fill_one_store_at_once(ask, xcl_home, tmp_path):
     "What they write is what one of them writes alone."
-    a, b, alone = ask(), ask('XCL-Mix T=5'), tmp_path / 'alone'
+    a, b, alone = ask(), ask(T=5.0), tmp_path / 'alone'
     shutil.copytree(xcl_home, alone)
     log, other = tmp_path / 'log', tmp_path / 'other'
     children = [
-        start(cfg, xcl_home, mine, (together, log, other), store=True)
+        start(cfg, xcl_home, mine, (together, log, other), cache=True)
         for cfg, mine in ((a, log), (b, other))
     ]
     for c in children:
@@ -290,7 +290,7 @@ def test_two_students_fill_one_store_at_once(ask, xcl_home, tmp_path):
     assert [c.exitcode for c in children] == [0, 0], text(log) + text(other)
     assert (text(log) + text(other)).count('storing') == 1, 'one of them makes the file'
     for cfg in a, b:
-        assert make(cfg, alone, tmp_path / 'log alone', store=cfg == a) == 0  # b asks live
+        assert make(cfg, alone, tmp_path / 'log alone', cache=cfg == a) == 0  # b asks live
     for cfg in a, b:
         assert_same(of(cfg, records(xcl_home)), of(cfg, records(alone)))
     assert store(alone).read_bytes() == store(xcl_home).read_bytes()
@@ -321,7 +321,7 @@ def test_store_of_other_weights_is_refused(ask, base, filled, xcl_home, no_step)
     refused(
         ask(width=24),
         ValueError,
-        'holds other answers: made_by is .*, expected .* Remove it to have the answers asked again',
+        'holds other soft targets: weights is .*, expected .* Remove it to have the soft targets computed',
         xcl_home,
     )
 
@@ -341,7 +341,7 @@ def refuse_room(fd, offset, size):
 
 
 FULL = dict(
-    seen=r'8 steps of answers of .* kB in \S+ need .* GB more, .* GB are free\. Nothing was written; without a store',
+    seen=r'8 steps of soft targets, .* kB each, in \S+ need .* GB more, .* GB are free\. Nothing was written; without',
     taken='No space left',
 )
 
@@ -351,7 +351,7 @@ def test_full_disk(ask, xcl_home, no_step, monkeypatch, how):
     cfg = ask()
     full_disk(monkeypatch, how)
     assert refused(cfg, OSError, FULL[how], xcl_home).errno == errno.ENOSPC
-    assert not list(xcl_home.glob('answers/*.answers'))
+    assert not list(xcl_home.glob('targets/*.targets'))
 
 
 @pytest.mark.parametrize('how', FULL)
@@ -371,7 +371,7 @@ def test_full_disk_when_a_run_goes_on(ask, xcl_home, monkeypatch, how):
     assert (
         Run(done).done
         and (run.folder / 'checkpoint.safetensors').exists()
-        and not list(xcl_home.glob('answers/*.answers'))
+        and not list(xcl_home.glob('targets/*.targets'))
     )
     if how == 'taken':
         return
@@ -400,7 +400,7 @@ def test_store_cut_short_is_filled_again(ask, filled, xcl_home, asked, monkeypat
     whole = filled.read_bytes()
     record = (len(whole) - len(head(whole))) // 8
     filled.write_bytes(whole[: len(head(whole)) + int(records_left * record)])
-    run = ensure(cfg := ask('XCL-Mix T=5'), STORE)
+    run = ensure(cfg := ask(T=5.0), STORE)
     assert len(asked) == 1 + 8 - int(records_left) and filled.read_bytes() == whole
     if records_left == 5.5:
         same_run(run, live(cfg, xcl_home, monkeypatch))
@@ -415,15 +415,15 @@ def head(whole):
 @pytest.mark.parametrize(
     'change, words',
     [
-        (lambda b: b[:100], 'is no file of answers'),
-        (lambda b: b'\xff' * len(b), 'is no file of answers'),
+        (lambda b: b[:100], 'is no file of soft targets'),
+        (lambda b: b'\xff' * len(b), 'is no file of soft targets'),
         (
             lambda b: b.replace(b'"batch": 32', b'"batch": 64', 1),
-            'holds other answers: stream.batch is 64, expected 32',
+            'holds other soft targets: key.batch is 64, expected 32',
         ),
         (
-            lambda b: b.replace(b'xcl.targets 1', b'xcl.targets 2', 1),
-            'holds other answers: format is xcl.targets 2, expected xcl.targets 1',
+            lambda b: b.replace(b'xcl targets 2', b'xcl targets 3', 1),
+            'holds other soft targets: format is xcl targets 3, expected xcl targets 2',
         ),
     ],
 )
@@ -439,7 +439,9 @@ def test_flipped_bits_are_asked_again(ask, filled, asked, capsys):
         bad[len(head(whole)) + step * record + 5] ^= 4
     filled.write_bytes(bad)
     ensure(ask(width=24), STORE)
-    assert '2 of 8 stored steps fail their checksum and are asked again' in capsys.readouterr().out
+    assert (
+        '2 of 8 stored steps fail their checksum and are computed again' in capsys.readouterr().out
+    )
     assert len(asked) == 3 and filled.read_bytes() == whole
 
 
@@ -448,13 +450,13 @@ def test_flipped_bits_are_asked_again(ask, filled, asked, capsys):
 
 def test_half_answers_are_live_half_answers(ask, xcl_home):
     "The file holds the members' log-probabilities in half precision, for every step."
-    path = fills(ask(answers='half', epochs=1))
+    path = fills(ask(targets='half', epochs=1))
     whole = path.read_bytes()
-    kind = np.dtype([('answer', '<f2', (32, MEMBERS, 10)), ('mark', '<u8')])
+    kind = np.dtype([('targets', '<f2', (32, MEMBERS, 10)), ('checksum', '<u8')])
     found = np.frombuffer(whole[len(head(whole)) :], kind)
-    assert len(found) == 4 and (found['mark'] != 0).all()
+    assert len(found) == 4 and (found['checksum'] != 0).all()
     torch.testing.assert_close(
-        torch.from_numpy(found['answer'].astype('f4')).exp().sum(-1),
+        torch.from_numpy(found['targets'].astype('f4')).exp().sum(-1),
         torch.ones(4, 32, MEMBERS),
         atol=2e-3,
         rtol=0,
@@ -465,7 +467,7 @@ def test_a_bar_that_is_looked_at_hides_no_record(tmp_path, monkeypatch):
     "tqdm's update() is True when the bar is redrawn; a record must be verified all the same."
     file = RecordFile(tmp_path / 'x.bin', dict(format='toy'), record_type(v=('<f4', (3,))), 5)
     for i in range(5):
-        file.put(i, v=np.full(3, i, 'f4'))
+        file.write_record(i, v=np.full(3, i, 'f4'))
     file.map['v'] += 1
 
     class Redrawn:
@@ -478,5 +480,5 @@ def test_a_bar_that_is_looked_at_hides_no_record(tmp_path, monkeypatch):
         def update(self):
             return True
 
-    monkeypatch.setattr('xcl.targets.progress', lambda *a, **kw: Redrawn())
-    assert file.bad() == [0, 1, 2, 3, 4]
+    monkeypatch.setattr('xcl.records.progress', lambda *a, **kw: Redrawn())
+    assert file.corrupt_records() == [0, 1, 2, 3, 4]
