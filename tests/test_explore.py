@@ -1,29 +1,30 @@
-"""Explorers: a panel that answers to a front end's messages where one is attached, a figure where nobody looks."""
+"Explorers: a panel where a front end is attached, a still figure elsewhere."
 
 import os
 
 import pytest
 from jupyter_client.manager import start_new_kernel
 
-ASK = """
+SHOW = """
 import torch
 from xcl.data import Examples
-from xcl.explore import explore_mixing, show_picture
-from xcl.runs import home
+from xcl.files import home
+from xcl.paper.explore import explore_mixing
+from xcl.paper.show import Page
 names = 'dark_grey', 'light_grey'
-examples = Examples(torch.tensor([50, 200], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 8, 8), torch.arange(2))
-def f(x): return torch.stack([1 - x.mean((1, 2, 3)), x.mean((1, 2, 3))], 1)
-picture = explore_mixing(f, examples, names)
-show_picture(picture, 'a caption', home()/'explore.png')
-print(type(picture).__name__, (home()/'explore.png').exists())
+x = torch.tensor([50, 200], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 8, 8)
+examples = Examples(x, torch.arange(2))
+def predict(x): return torch.stack([1 - x.mean((1, 2, 3)), x.mean((1, 2, 3))], 1)
+picture = explore_mixing(predict, examples, names)
+Page(home(), 'demo', 'two squares').show(picture, 'Mixtures')
+print(type(picture).__name__, (home() / 'mixtures.png').exists())
 """
 
 
 @pytest.fixture(scope='module')
 def client(tmp_path_factory):
-    manager, client = start_new_kernel(
-        kernel_name='python3', env=dict(os.environ, XCL_HOME=str(tmp_path_factory.mktemp('home')))
-    )
+    env = dict(os.environ, XCL_HOME=str(tmp_path_factory.mktemp('home')))
+    manager, client = start_new_kernel(kernel_name='python3', env=env)
     yield client
     client.stop_channels()
     manager.shutdown_kernel(now=True)
@@ -44,26 +45,26 @@ def execute(client, code, attached):
     return ''.join(printed), set(shown)
 
 
-def test_live(client):
+def test_with_a_front_end(client):
     "The panel is shown, and a slider's message changes its picture."
-    printed, shown = execute(client, ASK, attached=True)
-    assert printed == 'VBox False\n' and 'application/vnd.jupyter.widget-view+json' in shown
-    slider = execute(
-        client,
-        'before = picture.children[1].value; print(picture.children[0].children[0].model_id)',
-        attached=True,
-    )[0].strip()
-    state = dict(comm_id=slider, data=dict(method='update', state=dict(value=0.1), buffer_paths=[]))
-    client.shell_channel.send(client.session.msg('comm_msg', state))
-    after = "print(picture.children[0].children[0].value, picture.children[1].value not in (before, b''))"
-    assert execute(client, after, attached=True)[0] == '0.1 True\n'
-
-
-def test_nobody_looks(client):
-    "A figure, written and shown, and no widget."
-    printed, shown = execute(client, ASK, attached=False)
-    assert (
-        printed == 'Figure True\n'
-        and 'image/png' in shown
-        and not any('widget' in kind for kind in shown)
+    printed, shown = execute(client, SHOW, attached=True)
+    assert printed == 'VBox False\n'
+    assert 'application/vnd.jupyter.widget-view+json' in shown
+    code = 'before = picture.children[1].value; print(picture.children[0].children[0].model_id)'
+    slider = execute(client, code, attached=True)[0].strip()
+    update = dict(method='update', state=dict(value=0.1), buffer_paths=[])
+    message = client.session.msg('comm_msg', dict(comm_id=slider, data=update))
+    client.shell_channel.send(message)
+    code = (
+        'print(picture.children[0].children[0].value, '
+        "picture.children[1].value not in (before, b''))"
     )
+    assert execute(client, code, attached=True)[0] == '0.1 True\n'
+
+
+def test_without_a_front_end(client):
+    "A figure, written and shown, and no widget."
+    printed, shown = execute(client, SHOW, attached=False)
+    assert printed == 'Figure True\n'
+    assert 'image/png' in shown
+    assert not any('widget' in kind for kind in shown)

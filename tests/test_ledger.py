@@ -1,0 +1,155 @@
+"The ledger: records of version 0.1 in the repository stay readable, and damage is named."
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from xcl.paper.ledger import (
+    RUN_COLUMNS,
+    collect_records,
+    collect_runs,
+    facts_of,
+    write_records,
+)
+from xcl.paper.stats import RECORD_COLUMNS, compare, record
+
+# of version 0.1, for MPIIGaze (eye centres, three seeds): (metric, row) -> (mean, std)
+PUBLISHED = {
+    ('error_deg', 'ERM'): (8.11, 0.43),
+    ('error_deg', 'XCL-Mix'): (8.06, 0.35),
+    ('gap', 'KD'): (0.07, 0.06),
+    ('against', 'KD'): (-0.87, 0.77),
+}
+
+
+@pytest.fixture(scope='module')
+def committed(root):
+    "Runs in the checkout's records."
+    return collect_runs([root / 'outputs'])
+
+
+def test_records_of_version_0_1_are_read(root, committed):
+    files = sorted((root / 'outputs').rglob('*-records.json'))
+    assert files, 'the repository holds no records of version 0.1'
+    hashes = set()
+    for path in files:
+        for run in json.loads(path.read_text())['runs']:
+            config = run['config']
+            kinds = config.get('family', {}).get('kind'), config.get('data', {}).get('kind')
+            if kinds == ('Categorical', 'ImageData'):
+                hashes.add(run['hash'])
+    old = committed[committed.version == '0.1']
+    assert set(old.hash) == hashes
+    assert committed.attrs['skipped'] == []
+    assert list(committed.columns) == list(RUN_COLUMNS)
+
+
+def test_numbers_of_version_0_1_are_those_of_the_files(root, committed):
+    path = next((root / 'outputs' / 'resnet18' / 'demo').glob('*-records.json'))
+    runs = {r['hash']: r for r in json.loads(path.read_text())['runs']}
+    for line in committed[committed.hash.isin(list(runs))].itertuples():
+        run = runs[line.hash]
+        assert line.top1 == run['result']['top1']
+        assert line.seed == run['config']['seed']
+        assert line.epochs == run['config']['recipe']['epochs']
+        assert line.members == len(run['config']['teachers'])
+        assert line.eps == run['config']['family']['eps']
+        if 'teacher_top1' in run:
+            assert line.teacher_top1 == run['teacher_top1']
+
+
+def test_a_setting_differs_in_seeds_only(committed):
+    for _, runs in committed.groupby('setting'):
+        assert runs.seed.is_unique
+        assert len({*map(str, runs.method), *map(str, runs.epochs)}) == 2
+        without_seed = {json.dumps(f['recipe'], sort_keys=True) for f in runs.facts}
+        assert len(without_seed) == 1
+
+
+def test_members_of_version_0_1_are_recognised_by_content(committed):
+    "The teacher's members stand among the runs, and each student names them."
+    taught = committed[committed.members > 0]
+    named = {content for row in taught.teacher_content for content in row}
+    assert named <= set(committed.content)
+    assert set(committed[committed.content.isin(named)].method) <= {
+        'CutMix',
+        'ERM',
+        'LS',
+        'MixUp',
+    }
+
+
+def test_tables_of_the_gaze_record_are_as_they_were(root):
+    "Numbers that version 0.1 published for MPIIGaze (eye centres, three seeds)."
+    folder = root / 'outputs' / 'gaze' / 'mpiigaze-eye-centres'
+    records = collect_records([folder])
+    rows = 'ERM', 'KD', 'XCL-Mix', 'teacher'
+    table = compare(records, 'error_deg', rows, relative=True).set_index(['metric', 'row'])
+    for key, numbers in PUBLISHED.items():
+        np.testing.assert_allclose(
+            table.loc[key, ['mean', 'std']].astype(float), numbers, atol=0.006
+        )
+    assert table.note['gap_reduction', 'XCL-Mix'] == 'no clear gap'
+
+
+def test_records_written_now_are_read_back(tmp_path):
+    records = pd.DataFrame(record('gaze', 'KD', 1, error_deg=5.25) + record('gaze', 'KD', 2, ece=1))
+    write_records(records, [], tmp_path / 'records.json')
+    back = collect_records([tmp_path])
+    pd.testing.assert_frame_equal(back[list(RECORD_COLUMNS)], records)
+    assert set(back.file) == {'records.json'}
+    assert json.loads((tmp_path / 'records.json').read_text())['version'] == '0.2'
+    with pytest.raises(ValueError):
+        write_records(records.assign(value=np.inf), [], tmp_path / 'records.json')
+    pd.testing.assert_frame_equal(collect_records([tmp_path]), back)  # the old file is whole
+
+
+@pytest.fixture
+def copy(root, tmp_path):
+    "A committed record to damage."
+    source = next((root / 'outputs' / 'temperature' / 'demo').glob('*-records.json'))
+    return shutil.copy(source, tmp_path / source.name)
+
+
+DAMAGE = {
+    'cut': lambda text: text[: len(text) // 2],
+    'empty': lambda text: '',
+    'html': lambda text: '<html>not found</html>',
+    'list': lambda text: '[]',
+    'null': lambda text: 'null',
+    'no records': lambda text: text.replace('"records"', '"numbers"'),
+    'no runs': lambda text: text.replace('"runs"', '"jobs"'),
+    'no hash': lambda text: text.replace('"hash"', '"name"'),
+    'no seed': lambda text: text.replace('"seed"', '"sed"'),
+    'no recipe': lambda text: text.replace('"recipe"', '"cake"'),
+    'no top1': lambda text: text.replace('"top1": ', '"top2": '),
+    'text for a number': lambda text: text.replace('"epochs": ', '"epochs": "many", "old": '),
+    'no data': lambda text: text.replace('"source"', '"sauce"'),
+}
+
+
+@pytest.mark.parametrize('damage', DAMAGE)
+def test_damage_is_named(copy, damage):
+    with open(copy) as f:
+        text = f.read()
+    with open(copy, 'w') as f:
+        f.write(DAMAGE[damage](text))
+    assert DAMAGE[damage](text) != text
+    with pytest.raises(ValueError, match='records.json'):
+        collect_runs([copy.parent])
+        collect_records([copy.parent])
+
+
+def test_other_files_are_not_touched(tmp_path):
+    (tmp_path / 'my-notes.json').write_text('{')
+    (tmp_path / 'table.csv').write_text('a,b')
+    assert len(collect_runs([tmp_path])) == len(collect_records([tmp_path])) == 0
+
+
+def test_facts_of_a_given_teacher():
+    assert facts_of(dict(kind='Given', net='timm/resnet50')) == dict(
+        net='timm/resnet50', sizes={}, given=True
+    )
