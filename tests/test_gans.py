@@ -28,16 +28,10 @@ from children import (
 from PIL import Image
 
 from xcl.config import rng
-from xcl.gans import (
-    BIGGAN,
-    BIGGAN_DIFFAUG,
-    BigGAN,
-    DiffAugment,
-    Evaluator,
-    GanRecipe,
-    GanTrainer,
-    sample_steps,
-)
+from xcl.diff_augment import DiffAugment
+from xcl.gan_figures import sample_steps
+from xcl.gan_quality import Evaluator
+from xcl.gans import BIGGAN, BIGGAN_DIFFAUG, BigGAN, GanRecipe, GanTrainer
 from xcl.images import ImageData, image_data
 from xcl.runs import Run, ensure
 from xcl.runtime import RuntimeConfig
@@ -48,7 +42,7 @@ HERE = RuntimeConfig('cpu', progress=False)
 
 
 def gan(**kw):
-    "Thirty steps on 128 digits, with a judge; a row and samples every 8 steps."
+    "Thirty steps on 128 digits, with an evaluator; a row and samples every 8 steps."
     data = image_data('digits', train_size=128)
     evaluator = Evaluator(
         image_run('ERM', data, 1, 0.005, {'resnet18': (('width', 16),)}, val_every=9), n=50
@@ -58,7 +52,7 @@ def gan(**kw):
 
 @pytest.fixture(scope='module')
 def reference(tmp_path_factory):
-    "Records of the GAN and its judge, undisturbed."
+    "Records of the GAN and its evaluator, undisturbed."
     return undisturbed(tmp_path_factory, gan(), (watch, GanTrainer))
 
 
@@ -201,7 +195,7 @@ def one_thread():
 
 
 def test_the_opened_generator_is_the_run(reference, one_thread):
-    "Asked for by its config alone, it is trained first, judge included; asked again, it is found and makes the same images."
+    "Asked for by its config alone, it is trained first, evaluator included; asked again, it is found and makes the same images."
     first, second = (gan().open_generator(HERE) for _ in range(2))
     run = Run(gan(), HERE)
     assert run.done and Run(gan().evaluator.net, HERE).done and sample_steps(run) == [8, 16, 24, 30]
@@ -231,7 +225,7 @@ def test_images_of_a_folder_are_mirrored_and_never_cropped(tmp_path):
     loop = GanTrainer(cfg, Run(cfg, runtime))
     mirrored = []
     for d in range(4):
-        original, seen = loop.train.x[loop.index(d)], loop.real(d).x
+        original, seen = loop.train.x[loop.real_index(d)], loop.real_batch(d).x
         alike = (seen == original).flatten(1).all(1)
         assert torch.equal(
             torch.where(alike[:, None, None, None], original, original.flip(-1)), seen
