@@ -1,7 +1,7 @@
-"""Runs that are killed, asked for twice, damaged: each ends with the same bytes as a run that nobody disturbed, or says what is wrong.
+"""Runs that are killed, asked for twice, damaged: each ends with the same bytes as a run that nobody
+disturbed, or says what is wrong.
 
-The processes here are real: see children.py.
-"""
+The processes here are real: see children.py."""
 
 import ast
 import itertools
@@ -89,7 +89,8 @@ def test_same_config_in_a_fresh_home_gives_the_same_bytes(reference, place):
 
 
 def test_killed_at_random_moments(reference, place):
-    "The teacher four times, then the student four times; of three kills, two wait for a new checkpoint, and one comes earlier."
+    """The teacher four times, then the student four times; of three kills, two wait for a new checkpoint, and
+    one comes earlier."""
     (home, log), g, kills = place, rng(0, 'kills'), []
     for attempt in itertools.count():
         hits = Counter(name for name, _ in kills)
@@ -129,7 +130,8 @@ def test_killed_at_random_moments(reference, place):
 
 
 def die_writing(k, when):
-    "Have this process killed in its k-th `write_atomic`: with half of the bytes written, or just after the rename."
+    """Have this process killed in its k-th `write_atomic`: with half of the bytes written, or just after the
+    rename."""
     call, real = itertools.count(1), {'fsync': os.fsync, 'replace': os.replace}
 
     def fsync(fd):
@@ -148,7 +150,8 @@ def die_writing(k, when):
 
 @pytest.mark.parametrize('when', ['half', 'renamed'])
 def test_killed_while_writing(tmp_path, when):
-    "Once in each write of a run that saves after every step: holder, config, 4 checkpoints, 2 tensor files, curve, provenance, result."
+    """Once in each write of a run that saves after every step: holder, config, 4 checkpoints, 2 tensor files,
+    curve, provenance, result."""
     few = replace(DATA, people=2, per_person=8)  # 2 steps per epoch
     cfg, log = (
         replace(teacher(recipe=replace(SMALL, epochs=2, milestones=(1.0,))), data=few),
@@ -232,7 +235,9 @@ PICKLES = re.compile(
 )
 
 
-ALLOWED = {  # torchvision's CIFAR folders are pickles: opened by one function, once their md5 is that of its table (see test_image_data.py)
+# torchvision's CIFAR folders are pickles: opened by one function, once their md5 is that of its table (see
+# test_image_data.py)
+ALLOWED = {
     'xcl/images.py': ['import pickle', 'pickle.UnpicklingError', 'pickle.loads'],
     # weights that others trained come as .pth: read as tensors and plain values only
     'xcl/pretrained.py': ['import pickle', 'pickle.UnpicklingError', 'torch.load'],
@@ -252,7 +257,8 @@ def pickling(code):
 
 @pytest.mark.parametrize('path', MODULES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_loading_runs_no_code(path):
-    "What is stored is safetensors, JSON, CSV or an image: no pickle in any of its disguises. What is not ours is in ALLOWED."
+    """What is stored is safetensors, JSON, CSV or an image: no pickle in any of its disguises. What is not
+    ours is in ALLOWED."""
     assert pickling(ast.parse(path.read_text(encoding='utf-8'))) == ALLOWED.get(
         path.relative_to(ROOT).as_posix(), []
     )

@@ -143,6 +143,7 @@ class Offline(Transfer):
     share: float = 0.5  # of each batch that is from the set
     targets: str = 'half'  # precision of the stored soft targets, or 'exact'
     size: int = 0  # side that the set's images are scaled to, pixels; 0: as they are
+    fixed_images = True  # of the training images, whose soft targets are live
 
     def __post_init__(self):
         super().__post_init__()
