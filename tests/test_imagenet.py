@@ -14,12 +14,12 @@ from PIL import Image
 
 from xcl import imagenet
 from xcl.config import rng
-from xcl.deploy import pack
+from xcl.deploy import meaning_of, pack, pack_network
 from xcl.launch import read_plan
 from xcl.photo_transforms import PhotoAugment
-from xcl.pretrained import TeacherMismatch
+from xcl.teacher_check import TeacherMismatch
 from xcl.runs import Run, ensure
-from xcl.train import IMAGENET_ROWS, Trainer, pack_state, trained
+from xcl.train import IMAGENET_ROWS, Trainer, pack_state
 
 NOTEBOOK = ROOT / 'nbs' / 'imagenet.ipynb'
 
@@ -78,7 +78,7 @@ def good(photos, tmp_path):
     )
     run = ensure(cfg, S.runtime)
     assert run.result['top1'] > 90, run.result
-    pack(cfg, trained(run), tmp_path / 'good.xcl')
+    pack(run, tmp_path / 'good.xcl')
     return tmp_path / 'good.xcl', run
 
 
@@ -184,7 +184,8 @@ def test_the_notebook_that_wants_many_processes_shows_their_command(tmp_path, xc
 def test_the_notebook_refuses_a_teacher_that_only_guesses(photos, tmp_path, xcl_home):
     S = section(photos)
     cfg = imagenet.student(S, 'ERM', 9, (), {})
-    pack(cfg, imagenet.build(cfg), tmp_path / 'guess.xcl')
+    net = imagenet.build(cfg)
+    pack_network(net, meaning_of(cfg, net, S.val), tmp_path / 'guess.xcl')
     with pytest.raises(papermill.PapermillExecutionError) as e:
         execute(
             tmp_path,
