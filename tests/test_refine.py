@@ -1,4 +1,4 @@
-"""SimGAN's training killed and taken up again, its makers, and target domains that are refused. The processes are real: see children.py."""
+"""SimGAN's training killed and taken up again, its samplers, and target domains that are refused. The processes are real: see children.py."""
 
 import os
 import re
@@ -24,17 +24,11 @@ from children import (
 
 from xcl.config import rng
 from xcl.gaze_data import RENDERER
-from xcl.refine import (
-    Refined,
-    RefinerTrainer,
-    SimGAN,
-    Simulated,
-    SimulatedEyes,
-    WebcamEyes,
-    real_eyes,
-)
+from xcl.refine import Refined, RefinerTrainer, SimGAN
 from xcl.runs import ensure
 from xcl.runtime import RuntimeConfig
+from xcl.simulated_eyes import Simulated, SimulatedEyes
+from xcl.target_eyes import WebcamEyes, real_eyes
 
 TARGET = WebcamEyes(RENDERER, n=32)
 SMALL = SimGAN(
@@ -132,21 +126,21 @@ def test_a_checkpoint_without_its_history_shows():
     )
 
 
-# ---- makers ----
+# ---- samplers ----
 
 
-def test_a_maker_trains_what_it_needs_and_is_its_own_rows():
+def test_a_sampler_trains_its_refiner_and_its_rows_join():
     runtime = RuntimeConfig('cpu', progress=False)
     a = Refined(SMALL).open(runtime).make(3, 0, 70)
     b = (
         Refined(SMALL).open(runtime).make(3, 33, 65)
     )  # a process of its own would give the same: nothing is carried over
     assert all(np.array_equal(a[k][33:65], b[k]) for k in a)
-    drawn = SMALL.source.open(runtime).make(3, 0, 70)
-    assert np.array_equal(a['y'], drawn['y']) and np.array_equal(a['aux'], drawn['aux'])
+    rendered = SMALL.source.open(runtime).make(3, 0, 70)
+    assert np.array_equal(a['y'], rendered['y']) and np.array_equal(a['aux'], rendered['aux'])
 
 
-def test_the_judge_is_validated_on_other_people():
+def test_the_gaze_evaluator_is_validated_on_other_people():
     train, val = SimulatedEyes(SMALL.source, seed=2, n=64, n_val=40).load(RuntimeConfig('cpu'))
     assert (len(train), len(val)) == (64, 40) and not set(train.group.tolist()) & set(
         val.group.tolist()
@@ -226,7 +220,7 @@ def test_names_stay():
         k: v.hash
         for k, v in dict(
             gan=gan,
-            maker=Refined(gan),
+            sampler=Refined(gan),
             simulator=gan.source,
             evaluator=SimulatedEyes(gan.source, 1),
         ).items()
@@ -236,7 +230,7 @@ def test_names_stay():
 
 PINNED = {
     'gan': '9b04bc654703',
-    'maker': 'fdd1d8b5ecab',
+    'sampler': 'fdd1d8b5ecab',
     'simulator': 'a3175a05d4ef',
     'evaluator': '7b77408499c5',
 }
