@@ -30,11 +30,12 @@ from xcl.meaning import (
 )
 from .models.binary import binary_convs
 from .models.gaze import GAZE_NETS
+from .nets import class_of
 from .packed import packed_bytes, packed_state, parsed, read_packed, set_packed_state
 from .runs import Run
 from .runtime import RuntimeConfig
 from .teachers import fast_layout, predict
-from .train import NETS, Train, trained
+from .train import Train, trained
 
 # %% ../nbs/lib/28_deploy.ipynb #c005
 def _notes(meaning):
@@ -127,10 +128,9 @@ def output_names(cfg: Train, val, runtime: RuntimeConfig) -> tuple:
 
 def network_name(cfg: Train) -> dict:  # name, sizes, source
     "Name of a run's network in a file: its key, or 'module:Class' for a class of your own."
-    make = NETS[cfg.net]
-    if make.__module__.startswith('xcl.'):
-        return dict(name=cfg.net, sizes=cfg.shape)
-    return dict(name=name_of(make), sizes=cfg.shape, source=source_hash(make))
+    net = cfg.net
+    name = name_of(class_of(net)) if net.digest else net.name
+    return dict(name=name, sizes=net.sizes, source=net.digest)
 
 
 def meaning_of(

@@ -31,10 +31,11 @@ from .launch import command, pending, write_plan
 from .metrics import class_score
 from .models.imagenet import DEPTHS, ResNet, flops, timm_network
 from .params import ParameterError
-from .pretrained import check_teacher, pretrained
+from .pretrained import given
 from .report import record, report_folder, report_name
 from .runs import Run, RunConfig, ensure, slug_of
 from .runtime import RuntimeConfig
+from .teacher_check import check_teacher
 from .teachers import fold, predict
 from .train import IMAGENET, IMAGENET_ROWS, Train, Trainer, build, imagenet_run
 
@@ -216,7 +217,9 @@ def taught_by(S: SimpleNamespace) -> tuple:  # one config
     "The teacher of all students. Raises OSError or ValueError where one from elsewhere is not there or does not fit."
     P = S.P
     if P.teacher:
-        return (pretrained(P.teacher, S.data.classes, S.runtime),)
+        architecture = None if P.teacher == 'xcl' else P.teacher
+        files = (P.weights,) if P.weights else ()
+        return (given(*files, net=architecture, classes=S.data.classes),)
     return (
         imagenet_run(
             'CutMix',

@@ -24,8 +24,10 @@ from .params import ParameterError, Params, SectionParams, knob
 from .row import Row, Rows, likelihood_of
 from .rows import CLAIMS, GAZE, RECIPES, added_set
 from .section import Section
-from ..refine import Refined, SimGAN, TrainingEyes, drawn_eyes, eye_gan, real_eyes
+from ..refine import Refined, SimGAN, eye_gan
 from ..runtime import RuntimeConfig
+from ..simulated_eyes import simulated_eyes
+from ..target_eyes import TrainingEyes, real_eyes
 from ..transfer import Transfer
 
 # %% ../../nbs/lib/paper/32_gaze.ipynb #c006
@@ -173,7 +175,7 @@ class GazeSection(Section):
 def gan(self: GazeSection, seed: int) -> SimGAN:
     "Return the SimGAN of a seed. Raises what `real_eyes` raises."
     P = self.P
-    source = drawn_eyes(studio=P.dataset == 'procedural')
+    source = simulated_eyes(studio=P.dataset == 'procedural')
     if P.unlabelled:
         return simgan_of(P, source, real_eyes(P.unlabelled), P.seed, P.lam)
     return simgan_of(P, source, TrainingEyes(self.data(seed)), seed, P.lam)

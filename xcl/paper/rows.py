@@ -10,7 +10,9 @@ __all__ = ['SMOOTHINGS', 'TEMPERATURES', 'CIFAR', 'TEACHERS', 'BINARY', 'PYRAMID
 from dataclasses import dataclass, replace
 
 from ..config import Config
-from ..generated import GeneratedSet, Offline, Online, Sampled
+from ..generated import Offline, Online
+from ..generated_sets import GeneratedSet
+from ..generators import Sampled
 from ..objective import Labels
 from .palette import COLOURS
 from .row import Row, Rows

@@ -29,18 +29,16 @@ from .row import Row, Rows
 from .section import Section
 from .stats import record
 from .summary import Summary
-from xcl.refine import (
-    Refined,
-    SimGAN,
-    drawn_eyes,
+from ..refine import Refined, SimGAN
+from xcl.refine_quality import (
+    discriminability,
     gaze_evaluator,
     gaze_preservation,
-    pixel_table,
-    real_eyes,
-    told_apart,
-    webcam_eyes,
+    pixel_statistics,
 )
 from ..runs import ensure
+from ..simulated_eyes import simulated_eyes
+from ..target_eyes import real_eyes, webcam_eyes
 from ..train import Train, trained
 from ..transfer import Empirical
 
@@ -91,7 +89,7 @@ class SimganSection(Section):
 
     def __init__(self, name: str, P: SimganParams):
         super().__init__(name, P, lam_rows(P.lams))
-        self.source = drawn_eyes()
+        self.source = simulated_eyes()
 
     def data(self, seed: int) -> Config:
         "Return the target domain. Raises what `real_eyes` raises."
@@ -237,7 +235,7 @@ _MEASURES = {  # name in records -> heading
     'moved_deg': 'moved (degrees)',
     'moved_p95_deg': 'moved, 95th percentile',
     'error_after_deg': 'error (degrees)',
-    'told_apart': 'told from target (%)',
+    'discriminability': 'told from target (%)',
     'mean': 'brightness',
     'contrast': 'contrast',
     'sharpness': 'sharpness',
@@ -250,10 +248,10 @@ def measures(
     "Return what is measured on rendered, refined and target eyes."
     P, eyes, target = exp.P, exp.eyes(), exp.target_eyes
     network = trained(ensure(exp.evaluator, exp.runtime))
-    pixels = pixel_table({k: v['x'] for k, v in eyes.items()} | dict(target=target))
+    pixels = pixel_statistics({k: v['x'] for k, v in eyes.items()} | dict(target=target))
 
     def apart(x, y):
-        return dict(told_apart=100 * told_apart(x, y, P.seed, P.discriminator_steps))
+        return dict(discriminability=100 * discriminability(x, y, P.seed, P.discriminator_steps))
 
     found = dict(target=apart(target[::2], target[1::2]))
     for name, one in eyes.items():
@@ -294,9 +292,9 @@ def measures_figure(
         axs[0].stairs(share, np.arange(0, 257, 16), label=name, lw=1.5, color=colour)
     for name, colour in exp.colours.items():
         one = exp.measured[name]
-        axs[1].plot(one['moved_deg'], one['told_apart'], 'o', color=colour, label=name)
+        axs[1].plot(one['moved_deg'], one['discriminability'], 'o', color=colour, label=name)
     for name, line in ('rendered', '--'), ('target', ':'):
-        height = exp.measured[name]['told_apart']
+        height = exp.measured[name]['discriminability']
         axs[1].axhline(height, color=colours[name], ls=line, label=name)
     axs[0].set(xlabel='grey level', ylabel='pixels (%)')
     axs[1].set(xlabel='predictions moved (degrees)', ylabel='told from target (%)')
@@ -316,11 +314,11 @@ def summary(self: SimganSection) -> Summary:
     "Return look, gaze, and which refiner comes closest to the target domain, in three lines."
     smoke = 'SMOKE - not a result. ' if self.P.preset == 'smoke' else ''
     names = self.rows.names
-    look = _numbers(self, 'told_apart', ['rendered', *names, 'target'], '%')
+    look = _numbers(self, 'discriminability', ['rendered', *names, 'target'], '%')
     moved = _numbers(self, 'moved_deg', names, ' degrees')
     own = self.measured['rendered']['error_after_deg']
-    best = min(names, key=lambda name: self.measured[name]['told_apart'])
-    gain = self.measured['rendered']['told_apart'] - self.measured[best]['told_apart']
+    best = min(names, key=lambda name: self.measured[name]['discriminability'])
+    gain = self.measured['rendered']['discriminability'] - self.measured[best]['discriminability']
     closer = 'less often than' if gain > 0 else 'no less often than'
     return Summary(
         (
