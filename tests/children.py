@@ -32,7 +32,7 @@ OF_THE_MACHINE = (
 
 
 def taught_digits(home, recipe, members):
-    "A home with decoded digits and finished teachers, trained for an epoch of `recipe`; the data, and the teachers' configs."
+    "A home with decoded digits and teachers trained for one epoch; the data, and their configs."
     with pytest.MonkeyPatch.context() as mp:
         mp.setenv('XCL_HOME', str(home))
         data = image_data('digits', train_size=128, val_fraction=0.1, augment=CropFlip(2, True))
@@ -50,7 +50,7 @@ def taught_digits(home, recipe, members):
 
 
 def watch(loop, pace=0.0, says=lambda self: ''):
-    "Let a class of training loops print from where it goes on (and what `says` adds), and rest after each step."
+    "Let a class of trainers print the step that it starts from, and rest after each step."
     begin, step = loop.__init__, loop.train_step
 
     def loud(self, cfg, run):
@@ -65,7 +65,8 @@ def watch(loop, pace=0.0, says=lambda self: ''):
 
 
 def work(cfg, home, log, hook=None, checkpoint_s=0.05, pace=0.0, store=False):
-    "What a child does: ask for a run, and write to `log` what it prints and each training that it begins or takes up. `pace`: rest after each step."
+    """Body of a child process: ask for a run, and write its output to `log`, with a line for each
+    training that it begins or resumes. `pace`: rest after each step, seconds."""
     os.environ['XCL_HOME'] = str(home)
     torch.set_num_threads(1)
     sys.stdout = open(log, 'a', buffering=1)

@@ -1,6 +1,7 @@
-"""Several processes at one run: the same curve as one process, and what happens when one of them dies.
+"""Several processes at one run: the same curve as one process, and a process that dies.
 
-Two processes on a CPU talk through gloo. They share the parts of a batch, so sums are taken in another order: equal means equal within rounding.
+Two processes on a CPU exchange gradients through gloo. They share the micro-batches of a step, so
+sums are taken in another order: equal means equal within rounding.
 """
 
 import json
@@ -97,7 +98,7 @@ def assert_close(a, b, rtol, atol):
 
 
 def test_two_processes_train_as_one(tmp_path):
-    "LeNet has no BatchNorm: losses, weights and predictions of one process with the same global batch."
+    "LeNet has no BatchNorm: losses, weights and predictions of one process with the same batch."
     one, two = (made_by(w, lenet(), tmp_path) for w in (1, 2))
     assert_close(one, two, rtol=1e-4, atol=1e-6)
     assert one[0] != two[0], 'to the last digit would mean that the second process did nothing'
@@ -122,7 +123,8 @@ def digits(**kw):
 
 
 def test_two_processes_with_batchnorm(tmp_path):
-    "A part is normalised by itself whoever works on it, and the running statistics are a mean over parts: what is left is rounding."
+    """A micro-batch is normalised alone on every rank, and the running statistics are a mean over
+    micro-batches: what is left is rounding."""
     cfg = digits(part=16)
     one, two = (made_by(w, cfg, tmp_path) for w in (1, 2))
     assert_close(one, two, rtol=5e-3, atol=5e-3)
@@ -131,7 +133,7 @@ def test_two_processes_with_batchnorm(tmp_path):
 
 
 def test_another_size_of_part_is_another_run(xcl_home):
-    "BatchNorm over 16 images is not BatchNorm over 64: the size of a part is science, and in the name."
+    "BatchNorm over 16 images is not BatchNorm over 64: the size is part of the config."
     a, b = digits(part=16), digits()
     assert a.hash != b.hash
     losses = [ensure(c, RuntimeConfig('cpu', progress=False)).curve[0]['loss'] for c in (a, b)]
@@ -243,7 +245,8 @@ def workers_under(pid):
 
 
 def test_a_killed_process_ends_the_job_and_the_rest_is_done_by_any_number(plan, tmp_path, xcl_home):
-    "One of two is killed after a checkpoint: a clear message, an exit code, and one process finishes what two began."
+    """One of two is killed after a checkpoint: a clear message, an exit code, and one process
+    finishes the run that two began."""
     cfg, home = lenet(epochs=20, milestones=(15.0,)), tmp_path / 'home'
     job = launch(plan, home, 2, '--checkpoint-s', '.05')
     checkpoint = home / folder(cfg) / 'checkpoint.safetensors'

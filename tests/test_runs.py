@@ -1,4 +1,6 @@
-"""Runs that are killed, asked for twice, damaged: each ends with the same bytes as a run that nobody disturbed, or says what is wrong.
+"""Runs that are killed, asked for twice, damaged.
+
+Each ends with the same bytes as an undisturbed run, or with a message.
 
 The processes here are real: see children.py.
 """
@@ -107,7 +109,8 @@ def test_same_config_in_a_fresh_home_gives_the_same_bytes(reference, place):
 
 
 def test_killed_at_random_moments(reference, place):
-    "The teacher four times, then the student four times; of three kills, two wait for a new checkpoint, and one comes earlier."
+    """The teacher four times, then the student four times; of three kills, two wait for a new
+    checkpoint, and one comes earlier."""
     (home, log), g, kills = place, rng(0, 'kills'), []
     for attempt in itertools.count():
         hits = Counter(name for name, _ in kills)
@@ -147,7 +150,7 @@ def test_killed_at_random_moments(reference, place):
 
 
 def die_writing(k, when):
-    "Have this process killed in its k-th `write_atomic`: with half of the bytes written, or just after the rename."
+    "Kill this process in its k-th `write_atomic`: half of the bytes written, or just renamed."
     call, real = itertools.count(1), {'fsync': os.fsync, 'replace': os.replace}
 
     def fsync(fd):
@@ -166,7 +169,8 @@ def die_writing(k, when):
 
 @pytest.mark.parametrize('when', ['half', 'renamed'])
 def test_killed_while_writing(tmp_path, when):
-    "Once in each write of a run that saves after every step: holder, config, 4 checkpoints, 2 tensor files, curve, provenance, result."
+    """Once in each write of a run that saves after every step: holder, config, 4 checkpoints,
+    2 tensor files, curve, provenance, result."""
     few = replace(DATA, people=2, per_person=8)  # 2 steps per epoch
     cfg, log = (
         replace(teacher(recipe=replace(SMALL, epochs=2, milestones=(1.0,))), data=few),
@@ -323,7 +327,8 @@ def made_names():
 
 
 def names():
-    "Hashes of what the experiments are made of. Where one moves, results that exist would be made again, or answer to another config."
+    """Hashes of the configs of the experiments. Where one moves, existing results would be made
+    again."""
     return {k: v.hash for k, v in (gaze_names() | image_names() | made_names()).items()}
 
 
@@ -409,7 +414,9 @@ PICKLES = re.compile(
 )
 
 
-ALLOWED = {  # torchvision's CIFAR folders are pickles: opened by one function, once their md5 is that of its table (see test_image_data.py)
+ALLOWED = {
+    # torchvision's CIFAR folders are pickles: opened by one function, once their md5 is that of its
+    # table (see test_image_data.py)
     'xcl/images.py': ['import pickle', 'pickle.UnpicklingError', 'pickle.loads'],
     # weights that others trained come as .pth: read as tensors and plain values only
     'xcl/pretrained.py': ['import pickle', 'pickle.UnpicklingError', 'torch.load'],
@@ -429,7 +436,8 @@ def pickling(code):
 
 @pytest.mark.parametrize('path', MODULES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_loading_runs_no_code(path):
-    "What is stored is safetensors, JSON, CSV or an image: no pickle in any of its disguises. What is not ours is in ALLOWED."
+    """Stored files are safetensors, JSON, CSV or images, never a pickle; ALLOWED lists readers of
+    files of other projects."""
     assert pickling(ast.parse(path.read_text(encoding='utf-8'))) == ALLOWED.get(
         path.relative_to(ROOT).as_posix(), []
     )
