@@ -1,4 +1,4 @@
-"Eyes from files: what a damaged or incomplete MPIIGaze says, what a sound one gives, and when its cache is used."
+"Eyes from files: errors of a damaged or incomplete MPIIGaze, eyes of a sound one, and the cache."
 
 import os
 import shutil
@@ -9,9 +9,11 @@ import pytest
 import scipy.io
 import torch
 
-from xcl import eyes
+from xcl import mpiigaze
 from xcl.gaze import head_pose_angles, mirror, vector_to_angles
-from xcl.gaze_data import load_eyes, read_eye_npz, read_mpiigaze
+from xcl.gaze_data import EyeData, eye_data, load_eyes, read_eye_npz
+from xcl.mpiigaze import read_mpiigaze
+from xcl.runtime import RuntimeConfig
 
 
 @pytest.fixture(scope='module')
@@ -24,7 +26,7 @@ def original(tmp_path_factory):
 @pytest.fixture
 def root(original, tmp_path, monkeypatch):
     "A copy to damage; its lists are as long as lists should be."
-    monkeypatch.setattr(eyes, 'MPII_PER_SIDE', fake.PER_SIDE)
+    monkeypatch.setattr(mpiigaze, 'MPII_PER_SIDE', fake.PER_SIDE)
     return shutil.copytree(original[0], tmp_path / 'MPIIGaze')
 
 
@@ -209,6 +211,19 @@ def test_list_of_windows_line_ends(root):
     assert len(read_mpiigaze(root)) == 60
 
 
+@pytest.mark.parametrize('encoding', ['utf-16', 'utf-16-le', 'utf-16-be'])
+def test_list_in_utf16(root, encoding):
+    path = fake.listing(root, 2)
+    path.write_text(path.read_text(), encoding=encoding)
+    fails(root, path, 'is UTF-16', 'UTF-8')
+
+
+def test_list_with_a_byte_order_mark(root):
+    path = fake.listing(root, 2)
+    path.write_text(path.read_text(), encoding='utf-8-sig')
+    assert len(read_mpiigaze(root)) == 60
+
+
 def test_image_that_the_day_does_not_have(root):
     path = fake.listing(root, 2)
     path.write_text(path.read_text().replace('0002', '0042'))
@@ -317,6 +332,8 @@ NAN[4, 0] = np.nan
         (dict(image=np.zeros((6, 9, 15))), ['image', 'float64', 'uint8']),
         (dict(image=np.zeros((6, 9, 15, 3), np.uint8)), ['image', '(6, 9, 15, 3)']),
         (dict(image=np.zeros((0, 9, 15), np.uint8)), ['image', '(0, 9, 15)']),
+        (dict(image=np.zeros((6, 0, 15), np.uint8)), ['image', '(6, 0, 15)', 'one pixel']),
+        (dict(image=np.zeros((6, 9, 0), np.uint8)), ['image', '(6, 9, 0)', 'one pixel']),
         (dict(gaze=np.zeros((5, 2))), ['gaze', '(5, 2)', '(6, 2)']),
         (dict(pose=np.zeros((6, 3))), ['pose', '(6, 3)', '(6, 2)']),
         (dict(person=np.zeros(7, int)), ['person', '(7,)']),
@@ -351,3 +368,27 @@ def test_front_door_refuses_what_is_neither(tmp_path):
         load_eyes(tmp_path / 'nowhere')
     with pytest.raises(FileNotFoundError):
         read_eye_npz(tmp_path / 'nowhere.npz')
+
+
+def test_order_and_content_name_the_run(tmp_path):
+    "The same eyes in another order are another set, and a changed label is refused."
+    a = write_npz(tmp_path / 'e.npz', n=12)
+    order = np.r_[1, 0, 2:12]
+    np.savez(tmp_path / 'f.npz', **{k: v[order] for k, v in a.items()})
+    same, other = (
+        eye_data('mpiigaze', str(tmp_path / name), split=1, held_out=1)
+        for name in ('e.npz', 'f.npz')
+    )
+    assert same.hash != other.hash
+    train, val = same.load(RuntimeConfig('cpu', str(tmp_path / 'e.npz')))
+    assert len(train) + len(val) == 12 and not {*train.group.tolist()} & {*val.group.tolist()}
+    with pytest.raises(ValueError, match='defined on'):
+        same.load(RuntimeConfig('cpu', str(tmp_path / 'f.npz')))
+
+
+def test_one_person_cannot_be_split(tmp_path):
+    write_npz(tmp_path / 'e.npz', person=np.zeros(6, int))
+    with pytest.raises(ValueError, match='of 1 people; expected 2 or more'):
+        eye_data('mpiigaze', str(tmp_path / 'e.npz'), split=1)
+    with pytest.raises(ValueError, match='per_person is -1'):
+        EyeData('procedural', split=1, per_person=-1)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from xcl import data
+from xcl import image_sources, images
 from xcl.data import CropFlip
 from xcl.images import ImageData, class_names, image_data, image_set
 from xcl.runtime import RuntimeConfig
@@ -63,7 +63,7 @@ def write_parquet(root, shards=2, **kw):
 
 
 def write_pickles(root, mp, **change):
-    "torchvision's folder, and its table of md5s swapped for one that fits; `change` is for the training batch."
+    "torchvision's folder, and a table of md5s that fits; `change` is for the training batch."
     folder = root / 'cifar-100-python'
     folder.mkdir(parents=True)
     flat = {
@@ -73,13 +73,14 @@ def write_pickles(root, mp, **change):
     flat['train'] |= change
     for k, v in (flat | dict(meta=dict(fine_label_names=NAMES))).items():
         (folder / k).write_bytes(pickle.dumps(v))
-    md5 = lambda k: data._md5(folder / k)
+    md5 = lambda k: image_sources._md5(folder / k)
     known = SimpleNamespace(
         train_list=[['train', md5('train')]],
         test_list=[['test', md5('test')]],
         meta=dict(filename='meta', key='fine_label_names', md5=md5('meta')),
     )
-    mp.setattr(data, '_torchvision', lambda source: known)
+    for module in image_sources, images:
+        mp.setattr(module, 'torchvision_set', lambda source: known)
     return folder
 
 
@@ -97,9 +98,8 @@ def write_folders(root, test='test', kind='PNG', size=None):
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     "CIFAR with a dozen images."
-    monkeypatch.setattr(
-        data, '_CIFAR', {k: (CLASSES, TRAIN, TEST) for k in ('cifar10', 'cifar100')}
-    )
+    for source in 'cifar10', 'cifar100':
+        monkeypatch.setitem(image_sources.CIFAR, source, (CLASSES, TRAIN, TEST))
 
 
 def fails(f, *words, error=ValueError):
@@ -197,14 +197,91 @@ def test_other_modes_and_files_in_class_folders(tmp_path):
     assert len(grey) == 1
 
 
+def test_nested_folders_other_suffixes_and_strays(tmp_path):
+    "Everything that ImageFolder reads is read; what is left out is counted."
+    d = write_folders(tmp_path / 'd')
+    image = Image.fromarray(pixels(1)[0])
+    (d / 'train' / 'baby' / 'a' / 'b').mkdir(parents=True)
+    for i, suffix in enumerate(('tif', 'TIFF', 'bmp', 'ppm', 'pgm', 'gif', 'webp')):
+        image.convert('L').save(d / 'train' / 'baby' / 'a' / ('b' * (i % 2)) / f'x.{suffix}')
+    (d / 'train' / '.ipynb_checkpoints').mkdir()
+    image.save(d / 'train' / '.ipynb_checkpoints' / 'x.png')
+    (d / 'train' / 'baby' / '._000.png').write_bytes(b'resource fork')
+    (d / 'train' / 'baby' / 'labels.csv').write_text('x')
+    found = image_set('folder', d)
+    assert len(found.train) == TRAIN + 7 and found.names == tuple(NAMES)
+    assert found.left_out == '1 other files: baby/labels.csv'
+
+
+def test_sixteen_bits_are_scaled_and_floats_refused(tmp_path):
+    d = write_folders(tmp_path / 'd')
+    ramp = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
+    Image.fromarray(ramp).save(d / 'train' / 'baby' / 'zz.png')
+    x = image_set('folder', d).train.x[-1].float()
+    assert abs(x.mean() - 127.5) < 0.5 and x.min() == 0 and x.max() == 255
+    Image.fromarray(ramp / np.float32(65535)).save(d / 'train' / 'baby' / 'zz.tif')
+    reads(d, 'zz.tif', 'float pixels', '8 or 16 bits', source='folder')
+
+
+def test_transparent_pixels_are_grey(tmp_path):
+    d = write_folders(tmp_path / 'd')
+    rgba = np.dstack([pixels(1)[0], np.zeros((32, 32), np.uint8)])
+    rgba[:16, :, 3] = 255
+    Image.fromarray(rgba).save(d / 'train' / 'baby' / 'zz.png')
+    x = image_set('folder', d).train.x[-1]
+    assert (x[:, 16:] == 128).all()
+    assert np.array_equal(x[:, :16].numpy(), rgba[:16, :, :3].transpose(2, 0, 1))
+
+
+def test_portrait_is_read_upright(tmp_path):
+    d = write_folders(tmp_path / 'd')
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    Image.fromarray(pixels(1)[0]).save(d / 'train' / 'baby' / 'zz.png', exif=exif)
+    x = image_set('folder', d).train.x[-1].permute(1, 2, 0).numpy()
+    assert np.array_equal(x, np.rot90(pixels(1)[0]))
+
+
+def test_pipe_is_refused_and_does_not_hang(tmp_path):
+    d = write_folders(tmp_path / 'd')
+    os.mkfifo(d / 'train' / 'baby' / 'pipe.png')
+    reads(d, 'pipe.png is a FIFO', source='folder')
+
+
+def test_bomb_is_refused_by_name(tmp_path, monkeypatch):
+    d = write_folders(tmp_path / 'd')
+    Image.new('RGB', (90, 90)).save(d / 'train' / 'baby' / 'bomb.png')
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 2000)
+    reads(d, 'bomb.png is refused', 'at most 2 x 2,000 pixels', source='folder')
+
+
+def test_folders_numbered_from_one(tmp_path):
+    d = tmp_path / 'd'
+    for split in 'train', 'val':
+        for name in '1', '2', '10':
+            (d / split / name).mkdir(parents=True)
+            (d / split / name / 'x.png').write_bytes(
+                encoded(np.full((9, 9, 3), int(name), 'uint8'))
+            )
+    found = image_set('folder', d, 9)
+    assert found.names == ('1', '2', '10')
+    assert found.train.x[:, 0, 0, 0].tolist() == [1, 2, 10] and found.train.y.tolist() == [0, 1, 2]
+
+
+def test_class_folder_that_is_no_utf8(tmp_path):
+    d = write_folders(tmp_path / 'd')
+    os.mkdir(os.fsencode(d / 'train') + b'/caf\xe9')
+    reads(d, 'caf\\xe9', 'not UTF-8', source='folder')
+
+
 # The cache
 
 
 def test_second_read_decodes_nothing(tmp_path, monkeypatch):
     d = write_parquet(tmp_path / 'd')
     first = image_set('cifar100', d)
-    data._image_set.cache_clear()
-    monkeypatch.setattr(data, '_read_shard', lambda *_: pytest.fail('decoded again'))
+    images._image_set.cache_clear()
+    monkeypatch.setattr(image_sources, 'read_shard', lambda *_: pytest.fail('decoded again'))
     second = image_set('cifar100', d)
     assert (
         second is not first
@@ -256,6 +333,7 @@ def test_folder_with_something_else(tmp_path):
         'holds nothing',
         'cifar-100-python/',
         'train-*.parquet',
+        'train/*.parquet',
         'train/<class>/',
         error=FileNotFoundError,
     )
@@ -264,8 +342,74 @@ def test_folder_with_something_else(tmp_path):
     reads(tmp_path / 'd', '00.tar', 'and 4 more', error=FileNotFoundError)
 
 
-def test_folder_source_takes_no_parquet(tmp_path):
-    reads(write_parquet(tmp_path / 'd'), 'class folders', source='folder', error=FileNotFoundError)
+def test_folder_source_takes_parquet(tmp_path):
+    found = image_set('folder', write_parquet(tmp_path / 'd'), 16)
+    assert found.names == tuple(NAMES) and found.train.x.shape == (TRAIN, 3, 16, 16)
+    assert found.train.y.tolist() == SPLITS['train'][1].tolist()
+
+
+def test_class_folders_come_before_parquet_for_folder(tmp_path):
+    d = write_folders(write_parquet(tmp_path / 'd'))
+    for split in 'train', 'test':
+        (d / split / 'baby' / 'one_more.png').write_bytes(encoded(pixels(1)[0]))
+    assert len(image_set('folder', d).train) == TRAIN + 1
+    assert len(image_set('cifar100', d).train) == TRAIN
+
+
+def convert(root, split_names=('train', 'test'), shards=2, **kw):
+    "The layout of Hugging Face's converter: a folder for each split, shards numbered from 0."
+    for split, (x, y) in zip(split_names, SPLITS.values()):
+        n = shards if split == 'train' else 1
+        for i, (a, b) in enumerate(zip(np.split(x, n), np.split(y, n))):
+            write_shard(root / split / f'{i:04}.parquet', a, b, **kw)
+    return root
+
+
+@pytest.mark.parametrize('below', ['', 'cifar100', 'plain_text', 'cifar100/plain_text'])
+def test_converted_parquet(tmp_path, below):
+    convert(tmp_path / 'd' / below)
+    same(image_set('cifar100', tmp_path / 'd'))
+
+
+def test_converted_parquet_lacks_a_shard(tmp_path):
+    d = convert(tmp_path / 'd', shards=3)
+    (d / 'train' / '0001.parquet').unlink()
+    reads(d, 'lacks 0001.parquet', error=FileNotFoundError)
+
+
+def test_own_parquet_without_names(tmp_path):
+    d = convert(tmp_path / 'd', ('train', 'validation'), meta={'other': 'x'}, label='label')
+    found = image_set('folder', d)
+    assert found.names == ('0', '1', '2') and len(found.test) == TEST
+
+
+@pytest.mark.parametrize(
+    'kw, words',
+    [
+        (dict(meta={'huggingface': '{"info": [1, 2'}), ['metadata', 'cannot be read']),
+        (dict(meta={'huggingface': '{"info": [1, 2]}'}), ['metadata', 'cannot be read']),
+        (dict(meta={'fine_label_names': b'\xff\xfe'}), ['metadata', 'UTF-8']),
+        (
+            dict(meta={'huggingface': '{"info": {"features": {"fine_label": {"names": "a"}}}}'}),
+            ['class names', 'list of strings'],
+        ),
+    ],
+)
+def test_metadata_that_is_broken(tmp_path, kw, words):
+    d = convert(tmp_path / 'd', **kw)
+    for source in 'cifar100', 'folder':
+        reads(d, d / 'train' / '0000.parquet', *words, source=source)
+
+
+@pytest.mark.parametrize('label', [2**62, 2**31, -(2**40)])
+def test_label_that_is_huge(tmp_path, label):
+    d = convert(tmp_path / 'd', meta={'other': 'x'})
+    x, y = SPLITS['test']
+    write_shard(d / 'test' / '0000.parquet', x, [*y[:-1].tolist(), label])
+    reads(d, 'test', 'row 5', label, 'expected a class')
+    x, y = SPLITS['train']
+    write_shard(d / 'train' / '0001.parquet', x[6:], [*y[6:-1].tolist(), label])
+    reads(d, d / 'train', label, 'expected integers 0 to', source='folder')
 
 
 @pytest.mark.parametrize(
@@ -294,7 +438,9 @@ def test_prefix_is_not_a_set(tmp_path, monkeypatch):
     x, y = SPLITS['train']
     d = write_parquet(tmp_path / 'd', shards=1)
     write_shard(d / 'train-00000-of-00001.parquet', x[:6], y[:6])
-    monkeypatch.setattr(data, '_read_shard', lambda *_: pytest.fail('decoded before it counted'))
+    monkeypatch.setattr(
+        image_sources, 'read_shard', lambda *_: pytest.fail('decoded before it counted')
+    )
     reads(d, '6 train images', 'expected the 12')
 
 
@@ -316,7 +462,7 @@ def test_class_without_images(tmp_path):
     d = write_folders(tmp_path / 'd')
     for split in 'train', 'test':
         (d / split / 'zebra').mkdir()
-    reads(d, 'images of 3 classes', 'expected 4', source='folder')
+    reads(d, 'zebra: no images', '.png', source='folder', error=FileNotFoundError)
 
 
 # Damaged parts
@@ -428,7 +574,8 @@ def test_pickle_that_differs(tmp_path, monkeypatch, change, words):
 def test_pickle_that_is_none(tmp_path, monkeypatch):
     folder = write_pickles(tmp_path / 'd', monkeypatch)
     (folder / 'train').write_bytes((folder / 'train').read_bytes()[:500])
-    data._torchvision('cifar100').train_list[0][1] = data._md5(folder / 'train')
+    known = image_sources.torchvision_set('cifar100')
+    known.train_list[0][1] = image_sources._md5(folder / 'train')
     reads(folder, folder / 'train', 'damaged')
 
 
@@ -451,8 +598,8 @@ def test_class_folders_of_cifar_have_its_size(tmp_path):
 def test_download_is_only_on_request(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        data,
-        '_torchvision',
+        images,
+        'torchvision_set',
         lambda source: lambda root, download: asked.append((source, str(root), download)),
     )
     d = tmp_path / 'd'
