@@ -15,6 +15,9 @@ from xcl.gaze_data import EyeData, eye_data, load_eyes, read_eye_npz
 from xcl.mpiigaze import read_mpiigaze
 from xcl.runtime import RuntimeConfig
 
+NAN = np.zeros((6, 2))
+NAN[4, 0] = np.nan
+
 
 @pytest.fixture(scope='module')
 def original(tmp_path_factory):
@@ -319,10 +322,6 @@ def test_npz_of_full_patches_is_untouched(tmp_path):
     image = np.random.default_rng(1).integers(256, size=(6, 36, 60), dtype=np.uint8)
     write_npz(tmp_path / 'e.npz', image=image)
     assert np.array_equal(read_eye_npz(tmp_path / 'e.npz').x[:, 0].numpy(), image)
-
-
-NAN = np.zeros((6, 2))
-NAN[4, 0] = np.nan
 
 
 @pytest.mark.parametrize(
