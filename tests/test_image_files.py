@@ -43,7 +43,7 @@ def photos(tmp_path):
 def load(photos, **kw):
     "Training and validation images of a folder."
     data = folder_data(photos, CPU, size=32, resize=36, **kw)
-    return data, *data.load(RuntimeConfig('cpu', data_dir=str(photos), workers=0))
+    return data, *data.load(RuntimeConfig('cpu', workers=0))
 
 
 # The opener
@@ -255,7 +255,7 @@ def test_damaged_note_is_named(photos, xcl_home, text):
     assert set(whole) == {'damaged', 'kinds'}
     note.write_text(text)
     with pytest.raises(ValueError, match=f'{note.name} is .*Remove it'):
-        data.load(RuntimeConfig('cpu', data_dir=str(photos), workers=0))
+        data.load(RuntimeConfig('cpu', workers=0))
     note.unlink()
     assert load(photos)[0] == data
 

@@ -17,8 +17,8 @@ from xcl.config import rng
 from xcl.deploy import meaning_of, pack, pack_network
 from xcl.launch import read_plan
 from xcl.photo_transforms import PhotoAugment
-from xcl.teacher_check import TeacherMismatch
 from xcl.runs import Run, ensure
+from xcl.teacher_check import TeacherMismatch
 from xcl.train import IMAGENET_ROWS, Trainer, pack_state
 
 NOTEBOOK = ROOT / 'nbs' / 'imagenet.ipynb'

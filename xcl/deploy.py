@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from .content import content_hash
 from .data import Examples
 from .files import write_atomic, write_json
 from .images import ImageData, image_set
@@ -26,14 +27,13 @@ from xcl.meaning import (
     name_of,
     noise_images,
     own_tuple,
-    source_hash,
 )
 from .models.binary import binary_convs
 from .models.gaze import GAZE_NETS
 from .nets import class_of
 from .packed import packed_bytes, packed_state, parsed, read_packed, set_packed_state
 from .runs import Run
-from .runtime import RuntimeConfig
+from .runtime import RuntimeConfig, path_of
 from .teachers import fast_layout, predict
 from .train import Train, trained
 
@@ -113,7 +113,8 @@ def pack_network(
 def class_names(data, val, n: int, runtime: RuntimeConfig) -> tuple:
     "Names of the classes of a data set, in label order; numbers where it has none."
     if isinstance(data, ImageData):
-        return tuple(map(str, image_set(data.source, runtime.data_dir, data.size).names))
+        place = '' if data.source == 'digits' else path_of(data.digest, 'images')
+        return tuple(map(str, image_set(data.source, place, data.size).names))
     names = getattr(data, 'names', None) or getattr(getattr(val, 'files', None), 'classes', None)
     return tuple(map(str, names or range(n)))
 

@@ -35,7 +35,7 @@ from xcl.image_sources import (
     torchvision_set,
 )
 from .metrics import class_score
-from .runtime import RuntimeConfig
+from .runtime import RuntimeConfig, path_of, register_path
 
 # %% ../nbs/lib/07_images.ipynb #c005
 def cached_arrays(
@@ -142,7 +142,8 @@ class ImageData(Config):
         runtime: RuntimeConfig,
     ) -> tuple:  # (train, val), two Examples
         "Training and validation images, not augmented. Raises ValueError where they are others."
-        data_dir = runtime.data_dir  # place: path_of(self.digest)
+        kind = f'{self.source} images'
+        data_dir = '' if self.source == 'digits' else path_of(self.digest, kind)
         found = image_set(self.source, data_dir, self.size)
         if (found.digest, len(found.names)) != (self.digest, self.classes):
             raise ValueError(
@@ -162,6 +163,16 @@ class ImageData(Config):
     ) -> dict:
         "`class_score`."
         return class_score(out, val.y)
+
+    def validation_unseen_by(self, other: Config) -> bool:  # `other`: the data of a teacher
+        "Return whether no validation image of this set was a training image of the other."
+        same = ('source', 'classes', 'digest', 'size')
+        if not isinstance(other, ImageData) or any(
+            getattr(self, k) != getattr(other, k) for k in same
+        ):
+            return False
+        held_out = other.split == self.split and other.val_fraction >= self.val_fraction
+        return not self.val_fraction or held_out
 
 # %% ../nbs/lib/07_images.ipynb #c017
 def _download(source, data_dir):
@@ -194,5 +205,6 @@ def image_data(
     data = ImageData(source, **of_set | kw)
     # raises now rather than when a run starts
     split_rows(found.train.y, data.classes, data.train_size, data.val_fraction, data.split)
-    # place: register_path(data.digest, data_dir)
+    if data_dir:
+        register_path(data.digest, data_dir)
     return data

@@ -93,11 +93,19 @@ def crop_box(
     shape = np.exp(np.log(ratio[0]) + u[_SHAPE] * np.log(ratio[1] / ratio[0]))
     widths = np.rint(np.sqrt(area * shape)).astype(int)
     heights = np.rint(np.sqrt(area / shape)).astype(int)
-    fits = (0 < widths) & (widths <= w) & (0 < heights) & (heights <= h)
-    if fits.any():
-        first = fits.argmax()
-        cw, ch = int(widths[first]), int(heights[first])
-        return int(u[_LEFT] * (w - cw + 1)), int(u[_TOP] * (h - ch + 1)), cw, ch
+    positive = (widths > 0) & (heights > 0)
+    fits = positive & (widths <= w) & (heights <= h)
+    if not fits.any():
+        return _centre_box(w, h, ratio)
+    first = fits.argmax()
+    cw, ch = int(widths[first]), int(heights[first])
+    left = int(u[_LEFT] * (w - cw + 1))
+    top = int(u[_TOP] * (h - ch + 1))
+    return left, top, cw, ch
+
+
+def _centre_box(w, h, ratio):
+    "The largest box of an allowed shape in the middle of an image."
     cw = min(w, int(round(h * ratio[1])))
     ch = min(h, int(round(w / ratio[0])))
     return (w - cw) // 2, (h - ch) // 2, cw, ch
