@@ -53,7 +53,8 @@ from xcl.images import data_home, image_data
 from xcl.likelihoods import Categorical
 from xcl.models.cifar import ResNet18
 from xcl.nets import net
-from xcl.paper.rows import CIFAR, RECIPES, likelihood_of
+from xcl.paper.row import likelihood_of
+from xcl.paper.rows import CIFAR, RECIPES
 from xcl.runs import Run
 from xcl.runtime import RuntimeConfig, provenance
 from xcl.targets import DTYPES

@@ -13,6 +13,7 @@ import numpy as np
 import own_nets
 import pytest
 import torch
+from children import digit_net
 from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import resnet18
@@ -22,9 +23,10 @@ from xcl.deploy import pack
 from xcl.images import image_data
 from xcl.likelihoods import Categorical
 from xcl.pretrained import Given, given
+from xcl.recipe import Recipe
 from xcl.runs import ensure
 from xcl.runtime import RuntimeConfig
-from xcl.train import METHODS, image_run
+from xcl.train import METHODS
 from xcl.weight_files import read_weights
 
 CPU = RuntimeConfig('cpu', progress=False)
@@ -266,14 +268,14 @@ def test_a_module_of_another_process_is_refused_with_advice():
 
 def test_an_ensemble_of_files_and_a_packed_file_teach_a_student(tmp_path):
     data = image_data('digits', train_size=128)
-    shape = {'resnet18': (('width', 16),)}
-    run = ensure(image_run('ERM', data, 1, 0.01, shape, net='resnet18'), CPU)
+    recipe = Recipe('sgd', 0.1, 128, 4)
+    run = ensure(digit_net(data, METHODS['ERM'], recipe, 1), CPU)
     pack(run, tmp_path / 'teacher.xcl')
     paths = [write(tmp_path / f'{i}.pth', tiny(i).state_dict()) for i in range(2)]
     pair = given(*paths, net=own_nets.Plain, classes=10)
     teachers = (*pair, given(tmp_path / 'teacher.xcl'), given(tiny(3), classes=10))
     assert len(pair) == 2 and len({t.digest for t in teachers}) == 4
-    cfg = image_run('KD', data, 1, 0.01, shape, teachers, net='resnet18')
+    cfg = digit_net(data, METHODS['KD'], recipe, 1, teachers)
     assert cfg.method == METHODS['KD'] and ensure(cfg, CPU).done
     assert all(isinstance(t, Given) for t in cfg.teachers)
     assert cfg.likelihood == Categorical(10)

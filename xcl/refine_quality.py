@@ -19,6 +19,7 @@ from .nets import net as network
 from .refine_losses import REAL, REFINED, local_loss
 from .simulated_eyes import Simulated, SimulatedEyes
 from .teachers import fast_layout, predict
+from .recipe import Recipe
 from .train import METHODS, Train
 
 # %% ../nbs/lib/31a_refine_quality.ipynb #c006

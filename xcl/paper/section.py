@@ -215,13 +215,14 @@ def run(self: Section) -> 'Section':
 @patch
 def runs_table(self: Section) -> pd.DataFrame:
     "Return one line for each student, and one for each teacher: its members, their mean score."
-    label = METRICS[self.metric].label
+    metric = METRICS[self.metric]
+    label = f'{metric.label} ({metric.unit})'
     lines = [
         dict(
             row=row,
             seed=seed,
             networks=len(runs),
-            **{label: sum(r.result[self.metric] for r in runs) / len(runs)},
+            **{label: round(sum(r.result[self.metric] for r in runs) / len(runs), 2)},
             steps=runs[0].result['steps'],
             folder=runs[0].folder.name,
         )

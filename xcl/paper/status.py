@@ -35,7 +35,7 @@ class FullRecipe:
         return training_facts(dict(net=net, sizes=self.sizes[net], recipe=recipe), self)
 
 
-_SCHEDULE = 'kind', 'epochs', 'milestones', 'schedule', 'part', 'micro_batch'
+_SCHEDULE = 'kind', 'epochs', 'milestones', 'schedule'
 
 
 def training_facts(
@@ -51,7 +51,6 @@ def training_facts(
         budget=recipe['epochs'] / full.recipes[net].epochs,
         **{**full.sizes[net], **facts['sizes']},
         **{k: v for k, v in recipe.items() if k not in _SCHEDULE},
-        micro_batch=recipe.get('micro_batch', recipe.get('part')),
         schedule=[recipe['schedule'], *relative],
     )
 
@@ -97,6 +96,8 @@ def _of_teachers(facts, full, budget):
         return {}
     found = {} if len(teachers) == full.members else {'members': (len(teachers), full.members)}
     first = teachers[0]
+    if first.get('given'):
+        return found | dict(given=(first['net'], None))
     if first['net'] == facts['net']:
         like = training_facts(facts, full)
     else:
@@ -139,6 +140,7 @@ _SAID = {
     'augment': 'other augmentation',
     'transfer': 'other mixing',
     'members': '{} members',
+    'given': 'given teacher {}',
     'precision': '{}',
     'teacher_precision': 'teacher in {}',
     'targets': 'targets in half precision',
