@@ -6,7 +6,7 @@
 __all__ = ['equalise', 'render', 'procedural_eyes']
 
 # %% ../nbs/lib/12_eye_renderer.ipynb #c002
-from types import SimpleNamespace
+from collections import namedtuple
 
 import torch
 import torch.nn.functional as F
@@ -39,12 +39,14 @@ def _bump(
     return bell.clamp_(min=0).square_()
 
 
+_Factors = namedtuple('_Factors', FACTORS)  # one field for each factor
+
+
 def _columns(
     factors,  # (n, f)
 ):
     "The factors by name, each (n, 1, 1)."
-    columns = factors.T[:, :, None, None].unbind()
-    return SimpleNamespace(**dict(zip(FACTORS, columns)))
+    return _Factors(*factors.T[:, :, None, None].unbind())
 
 # %% ../nbs/lib/12_eye_renderer.ipynb #c009
 def _camera_plane(
@@ -91,6 +93,10 @@ def _flat_face(head, x, y, depth=-9.0):
     return X, Y
 
 # %% ../nbs/lib/12_eye_renderer.ipynb #c011
+# (n, 36, 60) each: position between the corners, along and across; mm to the lids
+_Lids = namedtuple('_Lids', 'u along side below upper lower')
+
+
 def _arch(
     along,  # 0 at the corners, 1 between them
     side,  # -0.5 at the nasal corner, 0.5 at the temporal one
@@ -127,7 +133,7 @@ def _lids(
     up, low = _lid_heights(f, iris[1])
     upper = _arch(along, side, up, f.upper_round, f.upper_skew + 0.02 * iris[0]).add_(below)
     lower = _arch(along, side, low, f.lower_round, f.lower_skew).sub_(below)
-    return SimpleNamespace(u=u, along=along, side=side, below=below, upper=upper, lower=lower)
+    return _Lids(u, along, side, below, upper, lower)
 
 # %% ../nbs/lib/12_eye_renderer.ipynb #c013
 def _iris(
@@ -303,6 +309,10 @@ def equalise(
     return new_level.round_().to(torch.uint8).gather(1, level).view_as(x)
 
 # %% ../nbs/lib/12_eye_renderer.ipynb #c023
+# factors, optical axis and planes of a block of eyes
+_Scene = namedtuple('_Scene', 'f iris axis lids x y r2 flat')
+
+
 _REST, *_KAPPA = (list(FACTORS).index(n) for n in ('rest_pitch', 'kappa_pitch', 'kappa_yaw'))
 
 
@@ -319,7 +329,7 @@ def _scene(factors, gaze, pose):
     iris = [c[:, None, None] * f.eyeball for c in on_face.unbind(1)]
     axis = [c[:, None, None] for c in optical.unbind(1)]
     plane = dict(x=x, y=y, r2=r2, flat=_flat_face(head, x, y))
-    return SimpleNamespace(f=f, iris=iris, axis=axis, lids=_lids(f, X, Y, iris), **plane)
+    return _Scene(f=f, iris=iris, axis=axis, lids=_lids(f, X, Y, iris), **plane)
 
 
 def _surfaces(s):

@@ -110,7 +110,7 @@ def _centre_box(w, h, ratio):
     ch = min(h, int(round(w / ratio[0])))
     return (w - cw) // 2, (h - ch) // 2, cw, ch
 
-
+# %% ../nbs/lib/08_photo_transforms.ipynb #c013
 def _scaled_box(box, file_size, decoded_size):
     "A box in pixels of the file as one in pixels of the decoded image, which may be smaller."
     left, top, cw, ch = box
@@ -144,7 +144,7 @@ def trained_on(
     x = resized_crop(x, top, left, ch, cw, [size, size], antialias=True).permute(1, 2, 0).numpy()
     return x[:, ::-1] if augment.flip and u[_MIRROR] < 0.5 else x
 
-# %% ../nbs/lib/08_photo_transforms.ipynb #c021
+# %% ../nbs/lib/08_photo_transforms.ipynb #c022
 _ORDERS = tuple(itertools.permutations(range(3)))
 GREY = 0.299, 0.587, 0.114  # of red, green, blue (ITU-R 601)
 

@@ -51,7 +51,7 @@ class Normalised(nn.Module):
         "Return the outputs for images (b, c, h, w) in [0, 1]."
         return self.net((x - self.mean) / self.std)
 
-
+# %% ../nbs/lib/29_pretrained.ipynb #c007
 def _first_outputs(net, shapes):
     "(images, outputs) for the first shape that the network accepts. Raises ValueError for none."
     errors = []
@@ -67,7 +67,7 @@ def _first_outputs(net, shapes):
         'Pass shape=(channels, height, width) of its images'
     )
 
-
+# %% ../nbs/lib/29_pretrained.ipynb #c008
 @torch.no_grad()
 def check_outputs_of(
     net: nn.Module,  # in eval mode
@@ -93,7 +93,7 @@ def check_outputs_of(
         )
     return out.shape[1]
 
-# %% ../nbs/lib/29_pretrained.ipynb #c009
+# %% ../nbs/lib/29_pretrained.ipynb #c011
 _LIVE = {}  # digest -> module of this process
 
 
@@ -105,7 +105,7 @@ def module_digest(net: nn.Module) -> str:  # sixteen hex digits
     about = [weights_hash([net]), str(net), *lines]
     return hashlib.sha256('\n'.join(about).encode()).hexdigest()[:16]
 
-# %% ../nbs/lib/29_pretrained.ipynb #c010
+# %% ../nbs/lib/29_pretrained.ipynb #c012
 @dataclass(frozen=True)
 class Given(Config):
     "A network that was trained elsewhere; `given` makes it. Raises ValueError for other forms."
@@ -158,7 +158,7 @@ def _digest_of(form, net):
     "Digest of a network of that form."
     return module_digest(net) if form == 'module' else weights_hash([net])
 
-# %% ../nbs/lib/29_pretrained.ipynb #c011
+# %% ../nbs/lib/29_pretrained.ipynb #c013
 def _module(cfg):
     "A module of this process."
     if cfg.digest not in _LIVE:
@@ -217,7 +217,7 @@ def _timm(cfg):
 
 _FORMS: dict[str, Callable] = dict(module=_module, weights=_weights, packed=_packed, timm=_timm)
 
-# %% ../nbs/lib/29_pretrained.ipynb #c012
+# %% ../nbs/lib/29_pretrained.ipynb #c014
 def _named(net):
     "Fields name, sizes, source of an architecture: a name of timm, a Net, or a class."
     if isinstance(net, str):
@@ -245,7 +245,7 @@ def _from_module(module, classes, pixels, shape):
     _LIVE[digest] = net
     return Given('module', type(module).__name__, digest, n, **pixels)
 
-
+# %% ../nbs/lib/29_pretrained.ipynb #c015
 def _from_file(path, net, classes, pixels, shape):
     "`Given` of a file: packed, or the weights of an architecture."
     if net is None:
@@ -280,7 +280,7 @@ def _rest(named):
     "The fields without the name."
     return {k: v for k, v in named.items() if k != 'name'}
 
-# %% ../nbs/lib/29_pretrained.ipynb #c013
+# %% ../nbs/lib/29_pretrained.ipynb #c016
 def given(
     *sources,  # modules, paths of files of weights, or paths of packed files; none: timm's own
     net=None,  # of files of weights: a name of timm, a class, or net(...) with sizes

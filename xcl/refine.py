@@ -119,7 +119,7 @@ def _target_images(cfg, runtime) -> Tensor:
         raise ValueError(f'the target domain has {len(x)} eyes; allowed: {allowed}')
     return x
 
-
+# %% ../nbs/lib/31_refine.ipynb #c013
 class RefinerTrainer:
     "The state of one SimGAN's training, new or from its checkpoint."
 
@@ -166,7 +166,7 @@ class RefinerTrainer:
         rows = rng(self.cfg.seed, f'simgan/{stream}', step).integers(len(x), size=self.cfg.batch)
         return to_signed(x[torch.from_numpy(rows).to(self.device)])
 
-# %% ../nbs/lib/31_refine.ipynb #c014
+# %% ../nbs/lib/31_refine.ipynb #c015
 def _check_numbers(numbers, step):
     "Raise NotFinite where a number is NaN or infinite."
     if not numbers.isfinite().all():
@@ -207,7 +207,7 @@ def unpack(
     self.curve = state['curve']
     self.history.filled = state['filled']
 
-# %% ../nbs/lib/31_refine.ipynb #c015
+# %% ../nbs/lib/31_refine.ipynb #c016
 @patch
 def update_r(
     self: RefinerTrainer,
@@ -250,7 +250,7 @@ def _update(self: RefinerTrainer, opt, loss):
     loss.backward()
     opt.step()
 
-# %% ../nbs/lib/31_refine.ipynb #c016
+# %% ../nbs/lib/31_refine.ipynb #c017
 @patch
 def train_step(self: RefinerTrainer) -> None:
     "Make one step: of R alone, of D alone, or `r_per_d` updates of R and one of D."
@@ -287,7 +287,7 @@ def end_interval(
     self.track.fill_(-1)
     self.write_sheet()
 
-# %% ../nbs/lib/31_refine.ipynb #c018
+# %% ../nbs/lib/31_refine.ipynb #c019
 @patch
 @torch.no_grad()
 def write_sheet(self: RefinerTrainer) -> None:
@@ -306,7 +306,7 @@ def write_sheet(self: RefinerTrainer) -> None:
     folder.mkdir(exist_ok=True)
     write_atomic(folder / f'{self.step:07}.png', png.getvalue())
 
-# %% ../nbs/lib/31_refine.ipynb #c019
+# %% ../nbs/lib/31_refine.ipynb #c020
 def train_refiner(cfg: SimGAN, run: Run) -> None:
     """Train to the end and finish the run; continues from a checkpoint bit for bit. Raises
     NotFinite, and ValueError for a target domain that is smaller than a batch."""
@@ -335,7 +335,7 @@ def refiner_networks(
         net.load_state_dict(run.tensors(name))
     return R.requires_grad_(False), D.requires_grad_(False)
 
-# %% ../nbs/lib/31_refine.ipynb #c021
+# %% ../nbs/lib/31_refine.ipynb #c022
 @dataclass(frozen=True)
 class Refined(Config):
     "A sampler of rendered eyes, passed through a trained refiner."

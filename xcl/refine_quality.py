@@ -16,10 +16,10 @@ from .gaze import angular_error
 from .likelihoods import Point
 from .models.simgan import Discriminator
 from .nets import net as network
+from .recipe import Recipe
 from .refine_losses import REAL, REFINED, local_loss
 from .simulated_eyes import Simulated, SimulatedEyes
 from .teachers import fast_layout, predict
-from .recipe import Recipe
 from .train import METHODS, Train
 
 # %% ../nbs/lib/31a_refine_quality.ipynb #c006

@@ -164,7 +164,10 @@ def function_statement(f: types.FunctionType) -> ast.AST | None:
     return found[0] if len({*map(normalised, found)}) == 1 else None
 
 
-def no_source(obj) -> ValueError:
+def no_source(
+    obj,  # class or function
+) -> ValueError:
+    "The error of code whose source cannot be read."
     what = 'class' if isinstance(obj, type) else 'function'
     return ValueError(
         f'the source of {what} {obj.__qualname__} (module {obj.__module__}) cannot be read, so its '
@@ -237,7 +240,10 @@ def file_of(obj) -> str | None:
     return own[0].__code__.co_filename if own else getattr(module, '__file__', None)
 
 
-def is_installed(filename: str) -> bool:
+def is_installed(
+    filename: str,  # of a module
+) -> bool:
+    "True for files of the standard library and of installed packages."
     paths = [Path(sysconfig.get_path(k)) for k in ('stdlib', 'platstdlib')]
     parts, here = {*Path(filename).parts}, Path(filename)
     return bool(parts & {'site-packages', 'dist-packages'}) or any(p in here.parents for p in paths)

@@ -161,6 +161,11 @@ def _is_classifier(config):
     return kinds == ('Train', 'Categorical', 'ImageData')
 
 
+def _pick(config, names):
+    "Some fields of a config's JSON."
+    return {name: config[name] for name in names.split()}
+
+
 def facts_of(
     config: dict,  # JSON of a classifier's config, every field written out, in today's names
 ) -> dict:  # net, sizes, method, transfer, eps, temperature, temper, scale_t2, recipe ...
@@ -168,16 +173,17 @@ def facts_of(
     if 'recipe' not in config:
         name, sizes = config.get('name', config['kind']), config.get('sizes', [])
         return dict(net=name, sizes=dict(sizes), given=True)
-    net, likelihood, data = config['net'], config['likelihood'], config['data']
+    net = config['net']
+    how = _pick(config, 'seed precision teacher_precision targets')
+    how |= _pick(config['likelihood'], 'eps temperature temper scale_t2')
+    how |= _pick(config['data'], 'source train_size val_fraction augment')
     return dict(
         net=net['name'],
         sizes=dict(net['sizes']),
         method=config['method']['name'],
         transfer=config['method']['transfer'],
         recipe={k: v for k, v in config['recipe'].items() if k != 'kind'},
-        **{k: config[k] for k in ('seed', 'precision', 'teacher_precision', 'targets')},
-        **{k: likelihood[k] for k in ('eps', 'temperature', 'temper', 'scale_t2')},
-        **{k: data[k] for k in ('source', 'train_size', 'val_fraction', 'augment')},
+        **how,
         teachers=[facts_of(t) for t in config['teachers']],
     )
 
@@ -250,7 +256,7 @@ def _check_numbers(line):
         if isinstance(line[name], bool) or not isinstance(line[name], (int, float)):
             raise TypeError(f'{name} is {line[name]!r}, expected a number')
 
-
+# %% ../../nbs/lib/paper/21_ledger.ipynb #c017
 def _complete(config, version):
     "The JSON of a config with every field written out, in today's names."
     if version == '0.1':
@@ -298,7 +304,7 @@ def run_line(
     _check_numbers(line)
     return {k: line[k] for k in RUN_COLUMNS}
 
-# %% ../../nbs/lib/paper/21_ledger.ipynb #c017
+# %% ../../nbs/lib/paper/21_ledger.ipynb #c018
 def _finished(folder):
     "(folder of the run, arguments of `run_line`) for each finished classifier in a folder of runs."
     for path in sorted(folder.glob('*/result.json')):

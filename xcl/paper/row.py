@@ -124,7 +124,7 @@ def pick_names(
         raise ValueError(f'{text!r}; allowed: {choices}, each once, one at least')
     return found
 
-
+# %% ../../nbs/lib/paper/00_row.ipynb #c014
 class Rows(tuple):
     "Rows by position and by name. Raises ValueError where two have one name."
 
@@ -167,7 +167,7 @@ class Rows(tuple):
         "Return the names as messages show them."
         return ', '.join(self.names)
 
-# %% ../../nbs/lib/paper/00_row.ipynb #c016
+# %% ../../nbs/lib/paper/00_row.ipynb #c017
 def rows_frame(
     rows: Rows,
 ) -> pd.DataFrame:  # row, title, transfer set, objective, and the paper's numbers

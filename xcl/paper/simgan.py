@@ -81,7 +81,7 @@ def lam_rows(
     rows = enumerate(lams)
     return Rows(Row(f'λ = {lam:g}', Empirical(), colour=f'C{i % 10}') for i, lam in rows)
 
-
+# %% ../../nbs/lib/paper/35_simgan.ipynb #c011
 class SimganSection(Section):
     "Refiners of rendered eyes, one for each λ."
 
@@ -140,7 +140,7 @@ class SimganSection(Section):
         check_target(self.gan(self.P.lams[0]), self.runtime)
         return super().check()
 
-# %% ../../nbs/lib/paper/35_simgan.ipynb #c011
+# %% ../../nbs/lib/paper/35_simgan.ipynb #c012
 @patch(as_prop=True)
 def description(self: SimganSection) -> str:
     "Return the setting in one sentence; captions take what stands before its first colon."
@@ -153,7 +153,7 @@ def description(self: SimganSection) -> str:
         f'and {gan.pretrain_d:,} of D alone; measured on {P.measured:,} eyes.'
     )
 
-# %% ../../nbs/lib/paper/35_simgan.ipynb #c015
+# %% ../../nbs/lib/paper/35_simgan.ipynb #c016
 @patch
 def eyes(
     self: SimganSection,  # finished
@@ -180,7 +180,7 @@ def sheet_figure(
     show_eyes(x, gaze=gaze, ncols=10, ax=ax)
     return fig
 
-# %% ../../nbs/lib/paper/35_simgan.ipynb #c016
+# %% ../../nbs/lib/paper/35_simgan.ipynb #c017
 def rendered_figure(exp: SimganSection) -> Figure:
     "Return twenty rendered eyes of as many people, with their gaze."
     found = exp.eyes()['rendered']
@@ -203,7 +203,7 @@ def refined_figure(
     lines += [exp.target.load(exp.runtime)] * target
     return sheet_figure(torch.cat([x[spread_rows(len(x), 10)] for x in lines]))
 
-# %% ../../nbs/lib/paper/35_simgan.ipynb #c020
+# %% ../../nbs/lib/paper/35_simgan.ipynb #c021
 _CURVES = (  # panel, column of the curve, line, words
     (0, 'change', '-', ''),
     (1, 'real_right', '-', 'target, '),
@@ -229,7 +229,7 @@ def training_figure(
         ax.legend(fontsize=6)
     return fig
 
-# %% ../../nbs/lib/paper/35_simgan.ipynb #c023
+# %% ../../nbs/lib/paper/35_simgan.ipynb #c024
 _MEASURES = {  # name in records -> heading
     'change': 'mean |R(x) - x|',
     'moved_deg': 'moved (degrees)',
@@ -269,7 +269,7 @@ def table(self: SimganSection) -> pd.DataFrame:  # index: eyes
     frame = frame.astype(float).rename(columns=_MEASURES).rename_axis('eyes')
     return frame.round({h: 3 if h == _MEASURES['change'] else 1 for h in frame})
 
-# %% ../../nbs/lib/paper/35_simgan.ipynb #c026
+# %% ../../nbs/lib/paper/35_simgan.ipynb #c027
 def collect_measures(
     exp: SimganSection,  # finished
 ) -> pd.DataFrame:  # section, row, seed, metric, value
@@ -303,7 +303,7 @@ def measures_figure(
         legend_outside(ax)
     return fig
 
-# %% ../../nbs/lib/paper/35_simgan.ipynb #c030
+# %% ../../nbs/lib/paper/35_simgan.ipynb #c031
 def _numbers(exp, measure, names, unit):
     "One measure of some sets of eyes, as text."
     return ', '.join(f'{name} {exp.measured[name][measure]:.1f}{unit}' for name in names)
