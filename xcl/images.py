@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 from .config import Config
@@ -155,26 +156,28 @@ class ImageData(Config):
         train, val = split_rows(found.train.y, *draw)
         return found.train.take(train), found.train.take(val) if self.val_fraction else found.test
 
-    def score(
-        self,
-        likelihood,  # of the run; not used
-        out: Tensor,  # logits (n, classes)
-        val: Examples,  # n examples
-    ) -> dict:
-        "`class_score`."
-        return class_score(out, val.y)
-
-    def validation_unseen_by(self, other: Config) -> bool:  # `other`: the data of a teacher
-        "Return whether no validation image of this set was a training image of the other."
-        same = ('source', 'classes', 'digest', 'size')
-        if not isinstance(other, ImageData) or any(
-            getattr(self, k) != getattr(other, k) for k in same
-        ):
-            return False
-        held_out = other.split == self.split and other.val_fraction >= self.val_fraction
-        return not self.val_fraction or held_out
-
 # %% ../nbs/lib/07_images.ipynb #c017
+@patch
+def score(
+    self: ImageData,
+    likelihood,  # of the run; not used
+    out: Tensor,  # logits (n, classes)
+    val: Examples,  # n examples
+) -> dict:
+    "`class_score`."
+    return class_score(out, val.y)
+
+
+@patch
+def validation_unseen_by(self: ImageData, other: Config) -> bool:  # `other`: the data of a teacher
+    "Return whether no validation image of this set was a training image of the other."
+    same = ('source', 'classes', 'digest', 'size')
+    if not isinstance(other, ImageData) or any(getattr(self, k) != getattr(other, k) for k in same):
+        return False
+    held_out = other.split == self.split and other.val_fraction >= self.val_fraction
+    return not self.val_fraction or held_out
+
+# %% ../nbs/lib/07_images.ipynb #c018
 def _download(source, data_dir):
     "CIFAR from its author's page, by torchvision (which also repairs its own folder)."
     if source not in CIFAR:

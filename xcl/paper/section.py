@@ -104,13 +104,14 @@ class Section:
         clause = self.description.split(':')[0]
         return Page(self.folder, self.P.preset, clause, self.setting, self.P.show_images)
 
-    @property
-    def setting(self) -> str:
-        "Return every parameter, the data, and the commits that made the runs, in one line."
-        made_by = [r.provenance for runs in self.runs.values() for r in runs]
-        return provenance_line(self.P.to_dict(), provenance=made_by)
+# %% ../../nbs/lib/paper/30_section.ipynb #c007
+@patch(as_prop=True)
+def setting(self: Section) -> str:
+    "Return every parameter, the data, and the commits that made the runs, in one line."
+    made_by = [r.provenance for runs in self.runs.values() for r in runs]
+    return provenance_line(self.P.to_dict(), provenance=made_by)
 
-# %% ../../nbs/lib/paper/30_section.ipynb #c008
+# %% ../../nbs/lib/paper/30_section.ipynb #c009
 @patch
 def config(
     self: Section,
@@ -167,7 +168,7 @@ def student(self: Section, row: Row, seed: int) -> Train:
     row = row.on(self.transfer(row, seed))
     return self.config(row, seed, self.data(seed), self.P.budget, teachers)
 
-# %% ../../nbs/lib/paper/30_section.ipynb #c009
+# %% ../../nbs/lib/paper/30_section.ipynb #c010
 @patch(as_prop=True)
 def grid(self: Section) -> dict:  # (row, seed) -> tuple of configs; the teachers of a seed first
     "Return everything that the section trains."
@@ -181,7 +182,7 @@ def grid(self: Section) -> dict:  # (row, seed) -> tuple of configs; the teacher
         found |= {key: (student,) for key, student in students.items()}
     return found
 
-# %% ../../nbs/lib/paper/30_section.ipynb #c011
+# %% ../../nbs/lib/paper/30_section.ipynb #c012
 @patch
 def check(self: Section) -> 'Section':
     "Raise ParameterError, OSError or what the data raises where the section cannot run to its end."
@@ -195,7 +196,7 @@ def check(self: Section) -> 'Section':
     check_room(configs, self.runtime)
     return self
 
-# %% ../../nbs/lib/paper/30_section.ipynb #c013
+# %% ../../nbs/lib/paper/30_section.ipynb #c014
 @patch
 def run(self: Section) -> 'Section':
     "Find or train everything, teachers first; interrupted runs continue. Writes records.json."
@@ -230,7 +231,7 @@ def runs_table(self: Section) -> pd.DataFrame:
     ]
     return pd.DataFrame(lines).set_index(['row', 'seed'])
 
-# %% ../../nbs/lib/paper/30_section.ipynb #c015
+# %% ../../nbs/lib/paper/30_section.ipynb #c016
 @patch
 def score_members(
     self: Section,
@@ -276,7 +277,7 @@ def collect_records(
         found += record(self.name, name, seed, **known)
     return pd.DataFrame(found)
 
-# %% ../../nbs/lib/paper/30_section.ipynb #c016
+# %% ../../nbs/lib/paper/30_section.ipynb #c017
 @patch(as_prop=True)
 def curves(self: Section) -> pd.DataFrame:  # row, seed, member, epoch, lr, loss and the scores
     "Return the curves of all runs."
@@ -317,7 +318,7 @@ def ensemble(
     kind = self.likelihood(self.teacher_row, runs[0].cfg.data)
     return Ensemble([trained(r) for r in runs], kind)
 
-# %% ../../nbs/lib/paper/30_section.ipynb #c018
+# %% ../../nbs/lib/paper/30_section.ipynb #c019
 @patch(as_prop=True)
 def names(self: Section) -> list:
     "Return the rows of a table: the students, then the teachers."
@@ -365,7 +366,7 @@ def about(self: Section) -> None:
     print(self.description)
     print(self.setting)
 
-# %% ../../nbs/lib/paper/30_section.ipynb #c020
+# %% ../../nbs/lib/paper/30_section.ipynb #c021
 @patch
 def seen_line(self: Section) -> str:
     "Return the scores of all rows, the best first."
