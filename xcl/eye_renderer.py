@@ -42,18 +42,13 @@ def _bump(
 _Factors = namedtuple('_Factors', FACTORS)  # one field for each factor
 
 
-def _columns(
-    factors,  # (n, f)
-):
-    "The factors by name, each (n, 1, 1)."
+def _columns(factors):
+    "The columns of `factors`, (n, f), by name, each (n, 1, 1)."
     return _Factors(*factors.T[:, :, None, None].unbind())
 
 # %% ../nbs/lib/12_eye_renderer.ipynb #c009
-def _camera_plane(
-    f,
-    head,  # rotation, (n, 3, 3)
-):  # x (n, 1, 60) and y (n, 36, 1), mm from the eyeball's centre
-    "The point that each pixel sees."
+def _camera_plane(f, head):  # x (n, 1, 60) and y (n, 36, 1), mm from the eyeball's centre
+    "The point that each pixel sees; `head` (n, 3, 3) rotates it."
     corner = (head @ torch.cat([f.corner_x, f.corner_y, f.corner_z], 1))[..., None]
     miss = 25 * (f.slip - 2.2).clamp(min=0)
     row, col = (torch.arange(n, device=head.device) - (n - 1) / 2 for n in EYE_SHAPE)

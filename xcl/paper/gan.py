@@ -136,9 +136,9 @@ def check(self: GanSection) -> GanSection:
     for row in self.rows:
         student = self.student(row, self.P.seed)
         if isinstance(student.method.transfer, Offline):
-            check_stored(student.method.transfer, student.recipe.batch)
+            check_stored(student.method.transfer, student.recipe)
     check_target(self.refiner, self.runtime)
-    check_stored(self.added_eyes, RECIPES['lenet'].batch, 'generated_eyes')
+    check_stored(self.added_eyes, RECIPES['lenet'], 'generated_eyes')
     return super(GanSection, self).check()
 
 # %% ../../nbs/lib/paper/34_gan.ipynb #c019
