@@ -278,15 +278,13 @@ def scores(
     return result | (dict(entropy=100 * result['target_entropy']) if known else {})
 
 
-def collect_records(
-    self: Section,  # finished
-) -> pd.DataFrame:  # section, row, seed, metric, value
+def collect_records(exp: Section) -> pd.DataFrame:  # section, row, seed, metric, value
     "Return the scores of every student and teacher as a tidy frame."
     found = []
-    for (name, seed), configs in self.grid.items():
-        scores = self.scores(name, configs, self.runs.get((name, seed), []))
+    for (name, seed), configs in exp.grid.items():
+        scores = exp.scores(name, configs, exp.runs.get((name, seed), []))
         known = {k: v for k, v in scores.items() if k in METRICS}
-        found += record(self.name, name, seed, **known)
+        found += record(exp.name, name, seed, **known)
     return pd.DataFrame(found)
 
 # %% ../../nbs/lib/paper/30_section.ipynb #c019
@@ -311,10 +309,7 @@ def best(self: Section, rows: list) -> str:
 
 
 @patch
-def predictions(
-    self: Section,
-    row: str,
-) -> list:  # of dict(out, y, group), one for each seed
+def predictions(self: Section, row: str) -> list:  # of dict(out, y, group), for each seed
     "Return what the networks of a row predict on the validation set."
     return [r.tensors('predictions') for (k, _), rs in self.runs.items() if k == row for r in rs]
 
