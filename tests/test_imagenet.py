@@ -1,32 +1,32 @@
-"""Section A.5 across notebooks: a folder of a user's own, a teacher from elsewhere, and many processes asked for."""
+"""Section A.5 across notebooks: a user's folder, a teacher from elsewhere, many processes asked for."""
 
 import json
 import re
 import shutil
-from types import SimpleNamespace
+from dataclasses import replace
 
 import papermill
 import pytest
 import torch
-from children import folder
 from conftest import ROOT
 from PIL import Image
 
-from xcl import imagenet
 from xcl.config import rng
 from xcl.deploy import meaning_of, pack, pack_network
 from xcl.launch import read_plan
+from xcl.paper.imagenet import ImagenetParams, ImagenetSection
 from xcl.photo_transforms import PhotoAugment
 from xcl.runs import Run, ensure
+from xcl.runtime import RuntimeConfig
 from xcl.teacher_check import TeacherMismatch
-from xcl.train import IMAGENET_ROWS, Trainer, pack_state
+from xcl.trainer import Trainer, build
 
 NOTEBOOK = ROOT / 'nbs' / 'imagenet.ipynb'
 
 
 @pytest.fixture(scope='module')
 def photos(tmp_path_factory):
-    "Photographs that are easy to tell apart: three classes, each of its own colour; and three test folders, named by class number."
+    "Three classes, each of its own colour; and three test folders, named by class number."
     top = tmp_path_factory.mktemp('photos')
 
     def draw(path, c, i):
@@ -51,51 +51,33 @@ def photos(tmp_path_factory):
 
 
 def section(photos, **given):
-    plain = dict(
-        imagenet.PRESETS['smoke'],
-        dataset='folder',
-        data_dir=str(photos),
-        v2_dir=str(photos),
-        weights='',
-        generator='',
-        workers=0,
-        world_size=1,
-        device='cpu',
-        preset='smoke',
-        seed=1,
-        changed={},
-        rows='KD',
+    shape = dict(v2_dir=str(photos), workers=0, rows='KD')
+    P = ImagenetParams.of(
+        preset='smoke', dataset='folder', data_dir=str(photos), device='cpu', **shape | given
     )
-    return imagenet.section(SimpleNamespace(**plain | given))
+    return ImagenetSection('imagenet', P)
 
 
 @pytest.fixture
 def good(photos, tmp_path):
     "A packed network that knows the photographs."
-    S = section(photos)
-    cfg = imagenet.imagenet_run(
-        'ERM', S.data, 5, 0.1, (('depth', 10), ('width', 16)), batch=24, part=24
-    )
-    run = ensure(cfg, S.runtime)
+    exp = section(photos, rows='ERM', budget=0.1, batch=24, micro_batch=24)
+    run = ensure(exp.student(exp.rows['ERM'], 5), exp.runtime)
     assert run.result['top1'] > 90, run.result
     pack(run, tmp_path / 'good.xcl')
     return tmp_path / 'good.xcl', run
 
 
 def test_a_packed_teacher_is_checked_and_teaches(photos, good):
-    "Its sample says that it is right as configured; it has a record like any other; its student is a run."
+    "It is found right as configured, is scored as any other, and its student is a run."
     path, run = good
-    S = section(photos, teacher='xcl', weights=str(path))
-    teacher = imagenet.taught_by(S)
-    table = imagenet.checked_teacher(S, teacher)
-    assert table['top-1 (%)'].idxmax() == 'as configured' and table.p['as configured'] < 1e-6
-    runs = imagenet.run_all(S, {('KD', 1): imagenet.student(S, 'KD', 1, teacher, {})})
-    seen = imagenet.records_of(S, teacher, runs).pivot(
-        index='method', columns='metric', values='value'
-    )
-    assert (
-        seen.top1['teacher'] == pytest.approx(run.result['top1']) and seen['V2-A']['teacher'] > 90
-    )
+    exp = section(photos, teacher='xcl', weights=str(path))
+    table = exp.readings()
+    assert table['top-1 (%)'].idxmax() == 'as configured'
+    assert table.p['as configured'] < 1e-6
+    seen = exp.run().records.pivot(index='row', columns='metric', values='value')
+    assert seen.top1['teacher'] == pytest.approx(run.result['top1'])
+    assert seen['V2-A']['teacher'] > 90
     assert seen.loc['KD', ['V2-A', 'V2-B', 'V2-C']].notna().all()
 
 
@@ -106,32 +88,27 @@ def test_a_teacher_of_another_order_is_refused(photos, good, tmp_path):
         for name, new in ('red', 'xx-red'), ('then-green', 'then-green'), ('violet', 'violet'):
             (other / split).mkdir(parents=True, exist_ok=True)
             (other / split / new).symlink_to(photos / split / name)
-    S = section(other, v2_dir='', teacher='xcl', weights=str(good[0]))
+    exp = section(other, v2_dir='', teacher='xcl', weights=str(good[0]))
     with pytest.raises(TeacherMismatch, match='another order: .*is .* here'):
-        imagenet.checked_teacher(S, imagenet.taught_by(S))
+        exp.check()
 
 
-def test_the_run_is_named_by_what_it_saw(photos, good):
-    "Where a folder lies, and who decodes it, are not in a run's name; its transforms are."
-    S, T = section(photos), section(photos, workers=1)
-    a, b = (imagenet.student(x, 'ERM', 1, (), {}) for x in (S, T))
-    assert a.hash == b.hash and str(photos) not in json.dumps(a.to_dict())
-    assert (
-        a.hash
-        != imagenet.imagenet_run(
-            'ERM', imagenet.replace(S.data, augment=PhotoAugment(lighting=0.0)), 1, 0.1, ()
-        ).hash
-    )
-    assert set(IMAGENET_ROWS) < set(imagenet.ROWS)
+def test_the_folder_name_of_a_run_depends_on_its_transforms_but_not_on_paths_and_workers(photos):
+    exp, other = section(photos, rows='ERM'), section(photos, rows='ERM', workers=1)
+    a, b = (x.student(x.rows['ERM'], 1) for x in (exp, other))
+    assert a.hash == b.hash
+    assert str(photos) not in json.dumps(a.to_dict())
+    dark = replace(a, data=replace(a.data, augment=PhotoAugment(lighting=0.0)))
+    assert a.hash != dark.hash
 
 
 @pytest.mark.parametrize('workers', [0, 1])
-def test_a_run_resumes_bit_for_bit_although_workers_are_ahead(photos, xcl_home, workers):
+def test_a_run_resumes_bit_for_bit_although_workers_are_ahead(photos, workers):
     "Batches that were made and never used are made again; who makes them does not matter."
-    S, ends = section(photos, workers=workers, budget=0.01), []
-    cfg = imagenet.student(S, 'ERM', 1, (), {})
+    exp, ends = section(photos, rows='ERM', workers=workers, budget=0.01), []
+    cfg = exp.student(exp.rows['ERM'], 1)
     for stops in (), (1, 4, 5):
-        run = Run(cfg, S.runtime)
+        run = Run(cfg, exp.runtime)
         shutil.rmtree(run.folder, ignore_errors=True)
         run.folder.mkdir(parents=True)
         loop = Trainer(cfg, run)
@@ -144,9 +121,10 @@ def test_a_run_resumes_bit_for_bit_although_workers_are_ahead(photos, xcl_home, 
                 loop.train.shutdown()
                 loop = Trainer(cfg, run)
         loop.train.shutdown()
-        ends.append((pack_state(loop.net, loop.opt, loop.track), loop.curve))
+        ends.append((loop.net.state_dict(), loop.curve))
     (a, curve_a), (b, curve_b) = ends
-    assert curve_a == curve_b and all(torch.equal(a[k], b[k]) for k in a)
+    assert curve_a == curve_b
+    assert all(torch.equal(a[k], b[k]) for k in a)
 
 
 def execute(tmp_path, **params):
@@ -165,58 +143,36 @@ def test_the_notebook_that_wants_many_processes_shows_their_command(tmp_path, xc
     "It trains nothing, and writes a plan that can be read."
     with pytest.raises(papermill.PapermillExecutionError) as e:
         execute(tmp_path, world_size=4)
-    said = f'{e.value.ename}: {e.value.evalue}'
-    assert (
-        re.search(r'Waiting: 5 of 5 runs are to be made by 4 processes', said)
-        and 'torchrun --standalone --nproc-per-node 4' in said
-    )
+    shown = f'{e.value.ename}: {e.value.evalue}'
+    assert re.search(r'Waiting: 5 of 5 runs are to be made by 4 processes', shown)
+    assert 'torchrun --standalone --nproc-per-node 4' in shown
     (plan,) = xcl_home.rglob('plans/*.json')
     wanted = read_plan(plan)
-    assert [c.method.name for c in wanted] == [
-        'CutMix',
-        'ERM',
-        'KD',
-        'XCL-Mix',
-        'XCL-GAN',
-    ] and not any((xcl_home / folder(c)).exists() for c in wanted)
+    assert [c.method.name for c in wanted] == ['CutMix', 'ERM', 'KD', 'XCL-Mix', 'XCL-GAN']
+    assert not any(Run(c, RuntimeConfig('cpu')).folder.exists() for c in wanted)
 
 
 def test_the_notebook_refuses_a_teacher_that_only_guesses(photos, tmp_path, xcl_home):
-    S = section(photos)
-    cfg = imagenet.student(S, 'ERM', 9, (), {})
-    net = imagenet.build(cfg)
-    pack_network(net, meaning_of(cfg, net, S.val), tmp_path / 'guess.xcl')
+    exp = section(photos, rows='ERM')
+    cfg = exp.student(exp.rows['ERM'], 9)
+    network = build(cfg)
+    _, val = cfg.data.load(exp.runtime)
+    pack_network(network, meaning_of(cfg, network, val), tmp_path / 'guess.xcl')
+    own = dict(dataset='folder', data_dir=str(photos), rows='KD', workers=0)
     with pytest.raises(papermill.PapermillExecutionError) as e:
-        execute(
-            tmp_path,
-            dataset='folder',
-            data_dir=str(photos),
-            teacher='xcl',
-            weights=str(tmp_path / 'guess.xcl'),
-            rows='KD',
-            workers=0,
-        )
+        execute(tmp_path, teacher='xcl', weights=str(tmp_path / 'guess.xcl'), **own)
     assert e.value.ename == 'TeacherMismatch', e.value.evalue
-    assert not list(xcl_home.rglob('config.json')), 'it has begun to train'
+    assert not list(xcl_home.rglob('config.json')), 'a run has begun'
 
 
 def test_the_notebook_on_a_folder_with_a_teacher_from_elsewhere(photos, good, tmp_path, xcl_home):
-    "A user's own folder: photographs stay out of the stored notebook, and reports say what they were made of."
-    done = execute(
-        tmp_path,
-        dataset='folder',
-        data_dir=str(photos),
-        v2_dir=str(photos),
-        teacher='xcl',
-        weights=str(good[0]),
-        rows='KD',
-        workers=0,
-    )
-    assert [
-        c
-        for c in done.cells
-        if c.cell_type == 'code' and 'checked_teacher' in c.source and c.outputs
-    ]
-    (table,) = xcl_home.rglob('reports/**/*-table.csv')
+    "Photographs of a user stay out of the stored notebook; tables are stored, with their setting."
+    own = dict(dataset='folder', data_dir=str(photos), v2_dir=str(photos), rows='KD', workers=0)
+    done = execute(tmp_path, teacher='xcl', weights=str(good[0]), **own)
+    (cell,) = (c for c in done.cells if 'exp.readings()' in c.source)
+    assert 'as configured' in str(cell.outputs)
+    (table,) = xcl_home.rglob('table-1.csv')
     text = table.read_text()
-    assert 'photographs of a folder' in text and 'SMOKE' in text and 'V2-C' in text
+    assert 'photographs of a folder' in text
+    assert 'SMOKE' in text
+    assert 'V2-C' in text
