@@ -55,14 +55,15 @@ def section(photos, **given):
     return ImagenetSection('imagenet', ImagenetParams.of(**params))
 
 
-@pytest.fixture
-def good(photos, tmp_path):
+@pytest.fixture(scope='module')
+def good(photos, tmp_path_factory):
     "A packed network that knows the photographs, and its run."
+    path = tmp_path_factory.mktemp('teacher') / 'good.xcl'
     exp = section(photos, rows='ERM', seed=5, budget=0.1, batch=24, micro_batch=24)
     run = ensure(exp.grid['ERM', 5][0], exp.runtime)
     assert run.result['top1'] > 90, run.result
-    pack(run, tmp_path / 'good.xcl')
-    return tmp_path / 'good.xcl', run
+    pack(run, path)
+    return path, run
 
 
 def test_a_packed_teacher_is_checked_and_teaches(photos, good):
