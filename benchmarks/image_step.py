@@ -53,7 +53,8 @@ from xcl.images import data_home, image_data
 from xcl.likelihoods import Categorical
 from xcl.models.cifar import ResNet18
 from xcl.nets import net
-from xcl.paper.rows import CIFAR, RECIPES, likelihood_of
+from xcl.paper.row import likelihood_of
+from xcl.paper.rows import CIFAR, RECIPES
 from xcl.runs import Run
 from xcl.runtime import RuntimeConfig, provenance
 from xcl.targets import DTYPES
@@ -324,9 +325,7 @@ def measure(configs, erm, a):
     """Times of one method: {'plain' | 'ERM' | variant: list of ms per step}; every turn goes through all of
     them, a writer before its reader."""
     machines = {
-        v: RuntimeConfig(
-            a.device, a.data_dir, progress=False, target_cache=v in ('writes', 'reads')
-        )
+        v: RuntimeConfig(a.device, progress=False, target_cache=v in ('writes', 'reads'))
         for v in configs
     }
     loops = {v: Trainer(c, Run(c, machines[v])) for v, c in configs.items()}
@@ -384,7 +383,7 @@ def table(data, threads, a):
     erm = grid['ERM', 'live']
     for method, group in itertools.groupby(grid.items(), lambda o: o[0][0]):
         configs = {variant: c for (_, variant), c in group}
-        equal = check_equal(configs['live'], RuntimeConfig(a.device, a.data_dir, progress=False))
+        equal = check_equal(configs['live'], RuntimeConfig(a.device, progress=False))
         times = measure(configs, erm, a)
         for variant, c in configs.items():
             ms, (r, q1, q3) = (

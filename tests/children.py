@@ -33,12 +33,13 @@ OF_THE_MACHINE = 'provenance.json', 'holder.json', 'lock'
 HALF_CUT = Method('CutMix', RandomChoice(CutMix(), Empirical()), METHODS['CutMix'].objective)
 
 
-def digit_net(data, method, recipe, seed, teachers=(), width=16, T=1.0, **kw):
-    "A ResNet-18 on digits."
-    likelihood = Categorical(10, T, scale_t2=T != 1)
-    return Train(
-        net('resnet18', width=width), likelihood, data, method, recipe, seed, teachers, **kw
-    )
+def digit_net(
+    data, method, recipe, seed, teachers=(), width=16, T=1.0, name='resnet18', classes=10, **kw
+):
+    "A ResNet-18, with full-precision or binary weights."
+    likelihood = Categorical(classes, T, scale_t2=T != 1)
+    network = net(name, width=width)
+    return Train(network, likelihood, data, method, recipe, seed, teachers, **kw)
 
 
 def taught_digits(home, recipe, members):

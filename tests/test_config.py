@@ -390,14 +390,16 @@ def test_an_own_class_may_have_the_name_of_a_class_of_xcl():
     assert MixUp().hash != config_kinds()['MixUp']().hash
 
 
+SHELF = Shelf(1).to_dict()
 BAD = {
     'unknown kind': (dict(kind='Ladder'), 'kind .Ladder.; known: .*--allow MODULE'),
     'no kind': (dict(books=3), "has the key .kind.; found the keys .'books'."),
     'kind that is no text': (dict(kind=3), 'has the key .kind.'),
     'another source': (dict(kind='Shelf', source='f' * 16, books=1), 'Shelf has the source ffff'),
     'source of an xcl class': (dict(kind='CutMix', source='f' * 16), 'here no class outside xcl'),
-    'unknown field': (dict(kind='Shelf', books=1, wood='oak'), 'Shelf has no field wood'),
-    'missing field': (dict(kind='Shelf', load=1.0), 'Shelf lacks books'),
+    'unknown field': (SHELF | dict(wood='oak'), 'Shelf has no field wood'),
+    'missing field': ({k: v for k, v in SHELF.items() if k != 'books'}, 'Shelf lacks books'),
+    'no source': (dict(kind='Shelf', books=1), "kind 'Shelf' has no source, so it is of xcl"),
 }
 
 

@@ -15,29 +15,32 @@ import own_nets
 import pandas as pd
 import pytest
 import torch
+from children import digit_net
 from PIL import Image
 from torchvision.models import resnet18
 
 from xcl.config import rng, seeded
+from xcl.content import content_hash
 from xcl.deploy import load, pack, pack_network, packed_size
 from xcl.evaluate import evaluate, model_card
 from xcl.export import export
 from xcl.gaze_data import eye_data
 from xcl.images import image_data
 from xcl.likelihoods import Categorical, Gaussian
-from xcl.meaning import Meaning, build_named, name_of, noise_images, source_hash
+from xcl.meaning import Meaning, build_named, name_of, noise_images
 from xcl.packed import packed_bytes, read_packed
 from xcl.predict import output_table, predict_images
+from xcl.recipe import Recipe
 from xcl.runs import ensure
 from xcl.runtime import RuntimeConfig
 from xcl.teachers import predict
-from xcl.train import image_run, trained
+from xcl.train import METHODS, trained
 
 CPU = RuntimeConfig('cpu', progress=False)
 NAMES = 'zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine'
 COLOURS = dict(mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
 BASE = Meaning('resnet18', Categorical(10, temperature=4.0), NAMES, (16, 16))
-OWN = replace(BASE, name=name_of(own_nets.Plain), source=source_hash(own_nets.Plain), **COLOURS)
+OWN = replace(BASE, name=name_of(own_nets.Plain), source=content_hash(own_nets.Plain), **COLOURS)
 TV = 'torchvision.models.resnet:resnet18'
 NETWORKS = {
     'resnet18': replace(BASE, sizes=(('width', 8),), **COLOURS),
@@ -168,8 +171,9 @@ WRITER = """
 import sys, foreign
 from xcl.deploy import pack_network
 from xcl.likelihoods import Categorical
-from xcl.meaning import Meaning, source_hash
-m = Meaning('foreign:Net', Categorical(3), tuple('abc'), (8, 8), source=source_hash(foreign.Net))
+from xcl.content import content_hash
+from xcl.meaning import Meaning
+m = Meaning('foreign:Net', Categorical(3), tuple('abc'), (8, 8), source=content_hash(foreign.Net))
 pack_network(foreign.Net(3), m, sys.argv[1])
 """
 LOADER = """
@@ -280,8 +284,8 @@ def test_a_meaning_that_contradicts_itself_is_refused(tmp_path, whole, field):
 @pytest.fixture(scope='module')
 def run():
     data = image_data('digits', train_size=256)
-    cfg = image_run('ERM', data, 1, 0.02, {'resnet18': (('width', 16),)}, net='resnet18')
-    return ensure(cfg, CPU)
+    recipe = Recipe('sgd', 0.1, 128, 8, (3, 5, 7), gamma=0.2, weight_decay=5e-4)
+    return ensure(digit_net(data, METHODS['ERM'], recipe, 1), CPU)
 
 
 @pytest.fixture(scope='module')

@@ -15,6 +15,7 @@ from children import (
     assert_same,
     begun,
     checkpoints,
+    digit_net,
     folder,
     make,
     of,
@@ -33,9 +34,10 @@ from xcl.gan_figures import sample_steps
 from xcl.gan_quality import Evaluator
 from xcl.gans import BIGGAN, BIGGAN_DIFFAUG, BigGAN, GanRecipe, GanTrainer
 from xcl.images import ImageData, image_data
+from xcl.recipe import Recipe
 from xcl.runs import Run, ensure
 from xcl.runtime import RuntimeConfig
-from xcl.train import image_run
+from xcl.train import METHODS
 
 RECIPE = GanRecipe(16, 16, 8, 30, d_steps=2, ema=0.9, ema_start=5, augment=DiffAugment())
 HERE = RuntimeConfig('cpu', progress=False)
@@ -44,9 +46,8 @@ HERE = RuntimeConfig('cpu', progress=False)
 def gan(**kw):
     "Thirty steps on 128 digits, with an evaluator; a row and samples every 8 steps."
     data = image_data('digits', train_size=128)
-    evaluator = Evaluator(
-        image_run('ERM', data, 1, 0.005, {'resnet18': (('width', 16),)}, val_every=9), n=50
-    )
+    recipe = Recipe('sgd', 0.1, 128, 2, gamma=0.2, weight_decay=5e-4)
+    evaluator = Evaluator(digit_net(data, METHODS['ERM'], recipe, 1, val_every=9), n=50)
     return BigGAN(**{**dict(data=data, recipe=RECIPE, seed=1, evaluator=evaluator, every=8), **kw})
 
 
@@ -247,7 +248,8 @@ PINNED = {
 def test_names_are_what_they_were():
     "Hashes: see CONTRIBUTING.md, 'Defaults are frozen'."
     data = ImageData('cifar100', 100, digest='x')
-    net = image_run('ERM', data, 1, 1.0, {'resnet18': (('width', 64),)})
+    recipe = Recipe('sgd', 0.1, 128, 400, (120, 240, 320), gamma=0.2, weight_decay=5e-4)
+    net = digit_net(data, METHODS['ERM'], recipe, 1, width=64, classes=100)
     found = {
         'recipe': BIGGAN,
         'paper': BigGAN(data, BIGGAN, 1),

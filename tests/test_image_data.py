@@ -292,7 +292,7 @@ def test_second_read_decodes_nothing(tmp_path, monkeypatch):
 
 def test_changed_source_is_read_anew_and_refused_by_the_run(tmp_path):
     d = write_parquet(tmp_path / 'd')
-    config, runtime = image_data('cifar100', d), RuntimeConfig('cpu', data_dir=str(d))
+    config, runtime = image_data('cifar100', d), RuntimeConfig('cpu')
     config.load(runtime)
     x, y = SPLITS['test']
     write_shard(d / 'test-00000-of-00001.parquet', 255 - x, y)
@@ -619,7 +619,7 @@ def test_download_is_only_on_request(tmp_path, monkeypatch):
 
 def test_validation_is_never_augmented_nor_drawn_from(tmp_path):
     d = write_parquet(tmp_path / 'd')
-    runtime = RuntimeConfig('cpu', data_dir=str(d))
+    runtime = RuntimeConfig('cpu')
     train, val = image_data('cifar100', d, train_size=3).load(runtime)
     assert len(train) == 3 and sorted(train.y.tolist()) == [0, 1, 2]
     assert np.array_equal(val.x.numpy(), SPLITS['test'][0].transpose(0, 3, 1, 2))

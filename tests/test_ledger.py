@@ -150,6 +150,5 @@ def test_other_files_are_not_touched(tmp_path):
 
 
 def test_facts_of_a_given_teacher():
-    assert facts_of(dict(kind='Given', net='timm/resnet50')) == dict(
-        net='timm/resnet50', sizes={}, given=True
-    )
+    given = dict(kind='Given', name='timm/resnet50', classes=100, sizes=[])
+    assert facts_of(given) == dict(net='timm/resnet50', sizes={}, given=True)

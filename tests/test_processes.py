@@ -159,12 +159,12 @@ def photos(tmp_path):
 
 
 def test_two_processes_with_workers_on_a_folder(tmp_path, photos, xcl_home):
-    data = folder_data(photos, RuntimeConfig('cpu', str(photos), workers=0), size=32, resize=36)
+    data = folder_data(photos, RuntimeConfig('cpu', workers=0), size=32, resize=36)
     recipe = replace(RESNET, batch=16, micro_batch=8, epochs=2, schedule='cosine', milestones=())
     network = net('imagenet_resnet', depth=10, width=16)
     cfg = Train(network, Categorical(2), data, METHODS['MixUp'], recipe, 1)
-    one = made_by(1, cfg, tmp_path, data_dir=str(photos), workers=0)
-    two = made_by(2, cfg, tmp_path, data_dir=str(photos), workers=1)
+    one = made_by(1, cfg, tmp_path, workers=0)
+    two = made_by(2, cfg, tmp_path, workers=1)
     assert_close(one, two, rtol=5e-3, atol=5e-3)
 
 

@@ -30,7 +30,7 @@ def kernel():
 
 @pytest.mark.parametrize('attached', [True, False])
 def test_jupyter(kernel, attached):
-    "A front end that can be asked for input sees a bar; papermill and nbconvert, which cannot, see none."
+    "A bar in a front end that answers input(); none in papermill and nbconvert, which cannot."
     printed = []
     kernel.execute_interactive(
         BAR,

@@ -1,4 +1,5 @@
-"""Section D's grid as a whole: stopped anywhere it goes on where it was, nothing is trained or asked twice, and a file read elsewhere says the same.
+"""Section D's grid as a whole: stopped anywhere it goes on where it was, nothing is trained or computed twice, and a
+file that is read elsewhere gives the same outputs.
 
 The processes here are real: see children.py.
 """
@@ -7,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,21 +24,29 @@ from children import (
     until,
 )
 
-from xcl import classify
-from xcl.deploy import meaning_of, pack, pack_network, packed_size
-from xcl.images import image_data
+from xcl.deploy import pack, packed_size
+from xcl.files import home
+from xcl.nets import net
+from xcl.paper import section as sections
+from xcl.paper.cifar import CifarSection, ResNet18Params
+from xcl.paper.rows import CIFAR
+from xcl.paper.student_size import StudentSizeParams, StudentSizeSection
 from xcl.runs import Run, ensure
 from xcl.runtime import RuntimeConfig
-from xcl.teachers import Teacher
-from xcl.train import Trainer, image_run, image_teachers, trained
-
-DATA = image_data('digits', train_size=128)  # one step to an epoch
-SHAPES = {'resnet18': (('width', 16),), 'binary_resnet18': (('width', 16),)}
-TEACHER = image_teachers('+ CutMix', DATA, 1, 1, 0.05, SHAPES)
+from xcl.teachers import Ensemble
+from xcl.train import trained
+from xcl.trainer import Trainer
 
 
-def student(row, net='binary_resnet18', width=16, budget=0.05):
-    return image_run(row, DATA, 1, budget, {net: (('width', width),)}, TEACHER, net)
+def student(row, name='binary_resnet18', width=16, budget=0.05):
+    "A student of 128 digits (one step to an epoch), and its teacher of one network."
+    shape = dict(members=1, seeds=1, budget=budget, teacher_budget=0.05)
+    exp = CifarSection('size', ResNet18Params.of(preset='smoke', device='cpu', **shape))
+    return exp.student(CIFAR[row].sized(net(name, width=width), name), 1)
+
+
+DATA = student('KD').data
+TEACHER = student('KD').teachers
 
 
 @pytest.fixture(scope='module')
@@ -71,109 +79,86 @@ def test_a_binary_student_is_killed_and_goes_on(reference, tmp_path, wait):
 
 
 def section():
-    P = SimpleNamespace(
-        **classify.PRESETS['smoke']
-        | dict(seed=1, preset='smoke', data_dir='', device='cpu', changed={}, store='half')
-    )
-    return classify.section('student_size', P)
+    "Two widths, one of each family, and two rows; one teacher."
+    shape = dict(seeds=1, widths=8, binary_widths=16, rows='ERM, KD', store='half')
+    P = StudentSizeParams.of(preset='smoke', device='cpu', **shape)
+    return StudentSizeSection('student_size', P)
 
 
-def grid(S, crowd):
-    "Two widths and both families of two rows; one teacher."
-    cells = [
-        (row, net, w)
-        for net, w in (('resnet18', 8), ('binary_resnet18', 16))
-        for row in ('ERM', 'KD')
-    ]
-    return {
-        ('teacher', 1): crowd,
-        **{
-            (f'{row}, {net} {w}', 1): classify.student(S, row, 1, crowd, net, w)
-            for row, net, w in cells
-        },
-    }
-
-
-def test_a_grid_that_was_interrupted_goes_on(monkeypatch, capsys):
-    "It stops at its fourth run; the second time, the first three are found, not touched, and all of it is counted."
-    S = section()
-    g, asked = grid(S, classify.teachers(S)), []
+def test_a_grid_that_was_interrupted_goes_on(monkeypatch):
+    "It stops at its fourth run; the second time, the first three are found and not touched."
+    requested = []
 
     def stops(cfg, runtime):
-        asked.append(cfg.hash)
-        if len(asked) == 4:
+        requested.append(cfg.hash)
+        if len(requested) == 4:
             raise KeyboardInterrupt
         return ensure(cfg, runtime)
 
     with monkeypatch.context() as m:
-        m.setattr(classify, 'ensure', stops)
+        m.setattr(sections, 'ensure', stops)
         with pytest.raises(KeyboardInterrupt):
-            classify.run_all(S, g)
-    home = classify.home()
-    before = {p: p.stat().st_mtime_ns for p in home.glob('*/result.json')}
-    assert len(before) == 3 and capsys.readouterr().out.splitlines()[-1].startswith('3/6')
-    runs = classify.run_all(S, g)
-    said = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in said if '/6' in line] == [f'{k}/6' for k in range(1, 7)]
-    assert (
-        all(p.stat().st_mtime_ns == t for p, t in before.items())
-        and len(list(home.glob('*/result.json'))) == 6
-    )
-    assert list(runs) == list(g)
+            section().run()
+    before = {p: p.stat().st_mtime_ns for p in home().glob('*/result.json')}
+    assert len(before) == 3
+    exp = section().run()
+    assert all(p.stat().st_mtime_ns == t for p, t in before.items())
+    assert len(list(home().glob('*/result.json'))) == 6
+    assert list(exp.runs) == list(exp.grid)
+    assert len(exp.runs_table()) == 5  # four students and a teacher of two
 
 
-def test_students_of_both_families_read_one_store(monkeypatch):
-    "A file for both. The first asks at each of its two steps; both ask once more, for the shape of an answer, and the second nothing else."
-    S, asked, outs = section(), [], Teacher.outs
-    monkeypatch.setattr(
-        Teacher, 'outs', lambda self, *inputs: asked.append(len(inputs[0])) or outs(self, *inputs)
-    )
-    g = grid(S, classify.teachers(S))
-    classify.run_all(S, g)
-    assert len(list((classify.home() / 'answers').glob('*.answers'))) == 1
-    first, second = (g[k] for k in g if k[0].startswith('KD'))
-    assert [ensure(c, S.runtime).result['steps'] for c in (first, second)] == [
-        2,
-        2,
-    ] and first.recipe != second.recipe
-    assert asked == [128] * 4
+def test_students_of_both_families_share_one_file_of_soft_targets(monkeypatch):
+    """The first student computes them at each of its two steps. Both compute them once more, for
+    their shape, and the second nothing else."""
+    sizes, compute = [], Ensemble.member_outputs
+
+    def counted(self, *inputs):
+        sizes.append(len(inputs[0]))
+        return compute(self, *inputs)
+
+    monkeypatch.setattr(Ensemble, 'member_outputs', counted)
+    exp = section().run()
+    kd = [runs[0] for (row, _), runs in exp.runs.items() if row.startswith('KD')]
+    first, second = kd
+    assert first.cfg.recipe != second.cfg.recipe
+    assert [run.result['steps'] for run in kd] == [2, 2]
+    assert sizes == [128] * 4
 
 
 READER = """
-import sys
-import torch
-from xcl.deploy import load
-from xcl.images import image_data
-from xcl.runtime import RuntimeConfig
-
-_, val = image_data('digits', train_size=128).load(RuntimeConfig('cpu'))
-net, meaning = load(sys.argv[1])
-assert meaning.classes == tuple('0123456789') and meaning.size == (16, 16)
-with torch.no_grad():
-    torch.save(net(val.x[:100].float() / 255), sys.argv[2])
+import sys, torch
+from xcl.data import image_data
+from xcl.deploy import unpack
+from xcl.runs import Machine
+_, val = image_data('digits', train_size=128).load(Machine('cpu'))
+with torch.no_grad(): torch.save(unpack(sys.argv[1])(val.x[:100].float()/255), sys.argv[2])
 """
 
 
 @pytest.mark.parametrize(
     'net, width', [('binary_resnet18', 16), ('binary_resnet18', 8), ('resnet18', 16)]
 )
-def test_a_packed_file_gives_the_same_outputs_in_another_process(tmp_path, net, width):
+def test_a_file_says_the_same_in_another_process(tmp_path, net, width):
     run = ensure(student('ERM', net, width, budget=0.01), RuntimeConfig('cpu', progress=False))
-    pack(run, tmp_path / 'student.xcl')
-    reader = [sys.executable, '-c', READER, tmp_path / 'student.xcl', tmp_path / 'out.pt']
-    subprocess.run(reader, check=True)
+    pack(run.cfg, trained(run), tmp_path / 'student.xcl')
+    subprocess.run(
+        [sys.executable, '-c', READER, tmp_path / 'student.xcl', tmp_path / 'out.pt'], check=True
+    )
     _, val = DATA.load(RuntimeConfig('cpu'))
     with torch.no_grad():
         own = trained(run)(val.x[:100].float() / 255)
     assert torch.equal(torch.load(tmp_path / 'out.pt'), own)
 
 
-def test_the_score_of_a_packed_file_is_that_of_its_run():
-    "All test images through the packed network; the run used a folded copy, equal within rounding."
+def test_what_a_file_says_is_what_the_run_said(tmp_path):
+    "All test images through the unpacked network; the run used a folded copy, equal within rounding."
     run = ensure(student('ERM', budget=0.01), RuntimeConfig('cpu', progress=False))
-    packed = packed_size(run)
-    assert abs(run.result['val_loss'] - packed['val_loss']) < 1e-4
-    assert abs(run.result['top1'] - packed['top1']) <= 0.2  # two of 1,000 images
+    said = packed_size(run)
+    assert (
+        abs(run.result['val_loss'] - said['val_loss']) < 1e-4
+        and abs(run.result['top1'] - said['top1']) <= 0.2
+    )  # two of 1,000 images
 
 
 @pytest.mark.gpu
@@ -187,5 +172,4 @@ def test_a_binary_student_trains_on_a_gpu():
             loop.losses[0] = 0
             loop.train_step()
     torch.testing.assert_close(gpu.losses.cpu(), cpu.losses, rtol=2e-2, atol=1e-3)
-    meaning = meaning_of(student('ERM'), gpu.net, gpu.val)
-    pack_network(gpu.net, meaning, gpu.run.folder.parent / 'gpu.xcl')
+    pack(student('ERM'), gpu.net, gpu.run.folder.parent / 'gpu.xcl')

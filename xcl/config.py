@@ -171,7 +171,14 @@ def _kind(
         )
     if is_xcl(known[name]) and 'source' in {f.name for f in fields(known[name])}:
         return known[name]
-    return _own_kind(name, v['source']) if 'source' in v else known[name]
+    if 'source' in v:
+        return _own_kind(name, v['source'])
+    if not is_xcl(known[name]):
+        raise ValueError(
+            f'the config of kind {name!r} has no source, so it is of xcl; here {name} is of '
+            f'module {known[name].__module__}. Import the module of xcl that defines {name} first'
+        )
+    return known[name]
 
 
 def _own_kind(name: str, source: str) -> type:

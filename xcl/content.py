@@ -190,11 +190,13 @@ def class_node(self: _Graph, cls: type) -> dict:
     plain = {
         k: v for k, v in vars(cls).items() if k[:2] != '__' and isinstance(v, (*_PLAIN, tuple))
     }
+    written = [functions[k] for k in sorted(inside)]
+    added = {k: self.value(functions[k]) for k in sorted({*functions} - inside)}
     return dict(
         source=cls.__qualname__ if node is None else normalised(node),
         bases=[self.value(b) for b in cls.__bases__],
-        names=self.names(node, [functions[k] for k in sorted(inside)], cls) if node else {},
-        added={k: self.value(functions[k]) for k in sorted({*functions} - inside)},
+        names=self.names(node, written, cls) if node else {},
+        added=added,
         plain={k: self.value(plain[k]) for k in sorted(plain)},
     )
 

@@ -235,10 +235,7 @@ def shutdown(self: Examples) -> None:
 
 
 @patch
-def batches(
-    self: Examples,
-    size: int,  # images in a batch; the last may be smaller
-):
+def batches(self: Examples, size: int):
     "Iterator over the inputs of all images in order, not augmented."
     return (inputs(self.take(slice(i, i + size))) for i in range(0, len(self), size))
 
@@ -388,10 +385,12 @@ class CropFlip(Config):
         if not (self.pad or self.flip):
             return x
         b, c, h, w = x.shape
-        p = self.pad
-        top, left, mirrored = self.draw(seed, step, b).to(x.device, non_blocking=True)[..., None]
-        col = torch.arange(w, device=x.device)
+        padded = F.pad(x, (self.pad,) * 4)
+        drawn = self.draw(seed, step, b).to(x.device, non_blocking=True)
+        top, left, mirrored = drawn[..., None]
         row = top + torch.arange(h, device=x.device)
+        col = torch.arange(w, device=x.device)
         col = left + torch.where(mirrored.bool(), w - 1 - col, col)
-        pixel = (row[:, :, None] * (w + 2 * p) + col[:, None, :]).view(b, 1, h * w)
-        return F.pad(x, (p, p, p, p)).flatten(2).gather(2, pixel.expand(-1, c, -1)).view(x.shape)
+        pixel = row[:, :, None] * padded.shape[3] + col[:, None, :]
+        pixel = pixel.view(b, 1, h * w).expand(-1, c, -1)
+        return padded.flatten(2).gather(2, pixel).view(x.shape)

@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from .content import content_hash
 from .data import Examples
 from .files import write_atomic, write_json
 from .images import ImageData, image_set
@@ -26,15 +27,15 @@ from xcl.meaning import (
     name_of,
     noise_images,
     own_tuple,
-    source_hash,
 )
 from .models.binary import binary_convs
 from .models.gaze import GAZE_NETS
+from .nets import class_of
 from .packed import packed_bytes, packed_state, parsed, read_packed, set_packed_state
 from .runs import Run
-from .runtime import RuntimeConfig
+from .runtime import RuntimeConfig, path_of
 from .teachers import fast_layout, predict
-from .train import NETS, Train, trained
+from .train import Train, trained
 
 # %% ../nbs/lib/28_deploy.ipynb #c005
 def _notes(meaning):
@@ -112,7 +113,8 @@ def pack_network(
 def class_names(data, val, n: int, runtime: RuntimeConfig) -> tuple:
     "Names of the classes of a data set, in label order; numbers where it has none."
     if isinstance(data, ImageData):
-        return tuple(map(str, image_set(data.source, runtime.data_dir, data.size).names))
+        place = '' if data.source == 'digits' else path_of(data.digest, 'images')
+        return tuple(map(str, image_set(data.source, place, data.size).names))
     names = getattr(data, 'names', None) or getattr(getattr(val, 'files', None), 'classes', None)
     return tuple(map(str, names or range(n)))
 
@@ -127,10 +129,9 @@ def output_names(cfg: Train, val, runtime: RuntimeConfig) -> tuple:
 
 def network_name(cfg: Train) -> dict:  # name, sizes, source
     "Name of a run's network in a file: its key, or 'module:Class' for a class of your own."
-    make = NETS[cfg.net]
-    if make.__module__.startswith('xcl.'):
-        return dict(name=cfg.net, sizes=cfg.shape)
-    return dict(name=name_of(make), sizes=cfg.shape, source=source_hash(make))
+    net = cfg.net
+    name = name_of(class_of(net)) if net.digest else net.name
+    return dict(name=name, sizes=net.sizes, source=net.digest)
 
 
 def meaning_of(

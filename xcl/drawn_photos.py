@@ -10,7 +10,7 @@ import io
 import os
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 from filelock import FileLock
@@ -76,9 +76,20 @@ def _colours(g):
     return np.stack([*ground, bright[0], bright[unlike.argmax()]])
 
 
+class _Stroke(NamedTuple):
+    "One distractor; lengths in units of the short side."
+
+    at: np.ndarray  # (2,)
+    radius: float
+    angle: float
+    width: float
+    corners: int
+    colour: np.ndarray  # (3,)
+
+
 def _stroke(g, k):
     "One distractor: a line (k = 0 or 2) or a blob of k corners."
-    return SimpleNamespace(
+    return _Stroke(
         at=g.uniform(-0.75, 0.75, 2),
         radius=g.uniform(0.04, 0.1) if k > 2 else g.uniform(0.1, 0.45),
         angle=g.uniform(0, 2 * np.pi),
@@ -94,7 +105,11 @@ def _strokes(g, n):
     return [_stroke(g, k) for k in corners]
 
 # %% ../nbs/lib/10_drawn_photos.ipynb #c011
-def _pose(g, s):
+class _Scene:
+    "All that is random about one image; lengths in units of the short side, places from the middle."
+
+
+def _pose(g, s: _Scene) -> None:
     "Draw size of the picture (pixels) and place, angle and shape of the object, into `s`."
     long = g.integers(96, 177)
     aspect = g.uniform(3 / 4, 4 / 3)
@@ -107,7 +122,7 @@ def _pose(g, s):
     s.squash = g.uniform(0.75, 1)
 
 
-def _look(g, s):
+def _look(g, s: _Scene) -> None:
     "Draw stripes, colours, background and light, into `s`."
     s.period = 2 * s.radius * g.uniform(0.22, 0.36)
     s.stripe = g.uniform(0, 2 * np.pi, 2)  # direction and phase
@@ -123,9 +138,9 @@ def _look(g, s):
 def _scene(
     g,  # np.random.Generator
     clutter,  # how many distractors and how much noise, 1: as in val
-):  # SimpleNamespace; lengths in units of the short side, places from the middle
+):  # _Scene
     "All that is random about one image."
-    s = SimpleNamespace()
+    s = _Scene()
     _pose(g, s)
     _look(g, s)
     s.behind = _strokes(g, g.poisson(8 * clutter))

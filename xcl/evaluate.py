@@ -142,7 +142,7 @@ def main(
     ask.add_argument('--device', default='auto', help='cpu, cuda, ... (default: auto)')
     given = ask.parse_args(arguments)
     net, meaning = load(given.file, tuple(given.allow))
-    runtime = RuntimeConfig(given.device, given.data_dir)
+    runtime = RuntimeConfig(given.device)
     score = evaluate(net, named_data(given.source, given.data_dir, meaning, runtime), runtime)
     for k, v in score.items():
         print(f'{k}: {_number(v)}')

@@ -77,7 +77,7 @@ def _write_onnx(net, args, path):
     with _quiet():
         torch.onnx.export(net, args, path, **names, **free)
 
-
+# %% ../nbs/lib/28b_export.ipynb #c007
 def _run_onnx(path):
     "The file as a function of tensors, by onnxruntime; None where that is not installed."
     if importlib.util.find_spec('onnxruntime') is None:
@@ -109,7 +109,7 @@ def _run_pt2(path):
 
 EXPORTERS = {'.onnx': (_write_onnx, _run_onnx), '.pt2': (_write_pt2, _run_pt2)}
 
-# %% ../nbs/lib/28b_export.ipynb #c007
+# %% ../nbs/lib/28b_export.ipynb #c008
 def export(
     net: nn.Module,  # of `load`, or any network together with its `meaning`
     path: Path,  # student.onnx or student.pt2; replaced in one step

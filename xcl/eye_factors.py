@@ -8,7 +8,7 @@ __all__ = ['Factor', 'FACTORS', 'EYE_SHAPE', 'BLOCK', 'eye_factors']
 # %% ../nbs/lib/11a_eye_factors.ipynb #c002
 import math
 from collections import namedtuple
-from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -125,19 +125,30 @@ def _mix(
     return (mean + sd * z.clip(-2.5, 2.5)).astype(np.float32)
 
 # %% ../nbs/lib/11a_eye_factors.ipynb #c014
+class _Habits(NamedTuple):
+    "How a person holds the head: means and spreads in radians."
+
+    pitch: float
+    pitch_sd: float
+    yaw: float
+    yaw_sd: float
+    follow: float  # correlation of the head's yaw with that of the gaze
+    sessions: np.ndarray  # an offset (2,) for each session
+
+
 def _habits(seed, person):
-    "How a person holds the head: means and spreads in radians, an offset (2,) for each session."
+    "The habits of a person."
     g = rng(seed, f'eyes/{person}/habits')
-    return SimpleNamespace(
+    return _Habits(
         pitch=0.03 + 0.41 * g.beta(1.2, 2.6),
         pitch_sd=0.12 + 0.18 * g.beta(1.5, 1.5),
         yaw=g.normal(0.046, 0.03),
         yaw_sd=0.06 + 0.32 * g.beta(1.2, 1.9),
-        follow=g.normal(0.22, 0.2),  # correlation of the head's yaw with that of the gaze
+        follow=g.normal(0.22, 0.2),
         sessions=g.standard_normal((_SESSIONS, 2)),
     )
 
-
+# %% ../nbs/lib/11a_eye_factors.ipynb #c015
 def _gaze(
     g,  # np.random.Generator
     sign,  # (n,): 1 for left eyes, -1 for right ones
@@ -158,7 +169,7 @@ _SKEW = 0.35  # of the log-normal distribution of the head's pitch
 _SKEW_MEAN = math.exp(_SKEW**2 / 2)
 _SKEW_SD = math.sqrt(math.exp(2 * _SKEW**2) - math.exp(_SKEW**2))
 
-
+# %% ../nbs/lib/11a_eye_factors.ipynb #c016
 def _pose(
     g,  # np.random.Generator
     habits,  # of `_habits`
@@ -176,7 +187,7 @@ def _pose(
     yaw = habits.yaw_sd * yaw + sign * habits.yaw - 0.078
     return np.stack([pitch, yaw], 1).clip(-0.98, 0.98)
 
-# %% ../nbs/lib/11a_eye_factors.ipynb #c015
+# %% ../nbs/lib/11a_eye_factors.ipynb #c017
 def _block(seed, person, block):
     "Captures 32 * `block` and on: factors (32, f), gaze and pose (32, 2), noise (32, 36, 60)."
     g = rng(seed, f'eyes/{person}/captures', block)
@@ -193,7 +204,7 @@ def _block(seed, person, block):
     arrays = factors, gaze, pose, noise
     return [torch.from_numpy(t.astype(np.float32, copy=False)) for t in arrays]
 
-# %% ../nbs/lib/11a_eye_factors.ipynb #c016
+# %% ../nbs/lib/11a_eye_factors.ipynb #c018
 def eye_factors(
     seed: int,  # any integer
     person: int,  # 0, 1, ...

@@ -6,7 +6,7 @@
 __all__ = ['equalise', 'render', 'procedural_eyes']
 
 # %% ../nbs/lib/12_eye_renderer.ipynb #c002
-from types import SimpleNamespace
+from collections import namedtuple
 
 import torch
 import torch.nn.functional as F
@@ -39,24 +39,23 @@ def _bump(
     return bell.clamp_(min=0).square_()
 
 
-def _columns(
-    factors,  # (n, f)
-):
-    "The factors by name, each (n, 1, 1)."
-    columns = factors.T[:, :, None, None].unbind()
-    return SimpleNamespace(**dict(zip(FACTORS, columns)))
+_Factors = namedtuple('_Factors', FACTORS)  # one field for each factor
+
+
+def _columns(factors):
+    "The columns of `factors`, (n, f), by name, each (n, 1, 1)."
+    return _Factors(*factors.T[:, :, None, None].unbind())
 
 # %% ../nbs/lib/12_eye_renderer.ipynb #c009
-def _camera_plane(
-    f,
-    head,  # rotation, (n, 3, 3)
-):  # x (n, 1, 60) and y (n, 36, 1), mm from the eyeball's centre
-    "The point that each pixel sees."
+def _camera_plane(f, head):  # x (n, 1, 60) and y (n, 36, 1), mm from the eyeball's centre
+    "The point that each pixel sees; `head` (n, 3, 3) rotates it."
     corner = (head @ torch.cat([f.corner_x, f.corner_y, f.corner_z], 1))[..., None]
     miss = 25 * (f.slip - 2.2).clamp(min=0)
     row, col = (torch.arange(n, device=head.device) - (n - 1) / 2 for n in EYE_SHAPE)
-    x = col * f.mm_per_px + corner[:, 0] + f.crop_x
-    y = row[:, None] * f.mm_per_px + corner[:, 1] + f.crop_y - miss
+    across = col * f.mm_per_px
+    down = row[:, None] * f.mm_per_px
+    x = across + corner[:, 0] + f.crop_x
+    y = down + corner[:, 1] + f.crop_y - miss
     return x, y
 
 
@@ -89,6 +88,10 @@ def _flat_face(head, x, y, depth=-9.0):
     return X, Y
 
 # %% ../nbs/lib/12_eye_renderer.ipynb #c011
+# (n, 36, 60) each: position between the corners, along and across; mm to the lids
+_Lids = namedtuple('_Lids', 'u along side below upper lower')
+
+
 def _arch(
     along,  # 0 at the corners, 1 between them
     side,  # -0.5 at the nasal corner, 0.5 at the temporal one
@@ -125,7 +128,7 @@ def _lids(
     up, low = _lid_heights(f, iris[1])
     upper = _arch(along, side, up, f.upper_round, f.upper_skew + 0.02 * iris[0]).add_(below)
     lower = _arch(along, side, low, f.lower_round, f.lower_skew).sub_(below)
-    return SimpleNamespace(u=u, along=along, side=side, below=below, upper=upper, lower=lower)
+    return _Lids(u, along, side, below, upper, lower)
 
 # %% ../nbs/lib/12_eye_renderer.ipynb #c013
 def _iris(
@@ -201,9 +204,11 @@ def _folds(f, lids, iris):
     tone = _bump(crease + 2.4, 2.8).mul_(f.fold)
     depth = _ramp(lids.side, -1.0).mul_(0.5).add_(0.6).mul_(f.crease)
     tone.addcmul_(_bump(crease, 1.25), depth, value=-1)
-    tone.addcmul_(_bump(lids.lower + f.bag_at, 1.8), f.bag, value=-1)
+    furrow = _bump(lids.lower + f.bag_at, 1.8)
+    tone.addcmul_(furrow, f.bag, value=-1)
     tone.mul_(_ramp(lids.along + 0.3, 0.8))  # folds end beyond the corners
-    return tone.addcmul_(_bump(lids.upper + 0.5 * gap, 1.6), f.fold, value=0.4)
+    swelling = _bump(lids.upper + 0.5 * gap, 1.6)
+    return tone.addcmul_(swelling, f.fold, value=0.4)
 
 
 def _lashes(
@@ -212,24 +217,22 @@ def _lashes(
     X,  # on the flat face, (n, 1, 60), mm
 ):
     "Log luminance by which the lashes and the lines at the corners darken."
-    thickness = _ramp(lids.side, 1.2).mul_(0.6).add_(0.7)
-    hair = thickness.mul_((torch.cos(X * 2.6 + f.lash_at) * 0.25 + 1) * f.lash)
-    dark = _bump(lids.upper - 0.1, 1.5).mul_(hair).mul_(_ramp(lids.along + 0.05, 0.25))
-    lower = _ramp(lids.side - 0.1, 1.0).mul_(_ramp(lids.along, 0.2)).mul_(f.lower_lash)
+    bundles = (torch.cos(X * 2.6 + f.lash_at) * 0.25 + 1) * f.lash
+    hair = _ramp(lids.side, 1.2).mul_(0.6).add_(0.7).mul_(bundles)
+    between = _ramp(lids.along + 0.05, 0.25)  # the corners
+    dark = _bump(lids.upper - 0.1, 1.5).mul_(hair).mul_(between)
+    lower = _ramp(lids.side - 0.1, 1.0)
+    lower.mul_(_ramp(lids.along, 0.2)).mul_(f.lower_lash)
     dark.addcmul_(_bump(lids.lower + 0.3, 1.3), lower)
-    tail = (lids.u * -6).add_(lids.below).add_(6)
-    dark.addcmul_(_bump(tail, 1.6), _bump(lids.u - 1.02, 0.12).mul_(f.tail))
-    return dark.addcmul_(_bump(lids.below, 1.2), _bump(lids.u, 0.1).mul_(f.tail))
+    temporal = _bump(lids.u - 1.02, 0.12).mul_(f.tail)
+    line = (lids.u * -6).add_(lids.below).add_(6)
+    dark.addcmul_(_bump(line, 1.6), temporal)
+    nasal = _bump(lids.u, 0.1).mul_(f.tail)
+    return dark.addcmul_(_bump(lids.below, 1.2), nasal)
 
 # %% ../nbs/lib/12_eye_renderer.ipynb #c017
-def _shading(
-    f,
-    x,  # (n, 1, 60), mm
-    y,  # (n, 36, 1)
-    X,  # on the flat face, (n, 1, 60)
-    Y,  # (n, 36, 1)
-):
-    "Log luminance of the illumination beyond its slope."
+def _shading(f, x, y, X, Y):
+    "Log luminance of the illumination beyond its slope; X, Y on the flat face, mm."
     across = torch.cos(x * 0.14 + f.shade_at) * f.shade
     tone = across * torch.cos(y * 0.21 + 2 * f.shade_at)
     edge = X * f.edge_angle.cos() + (Y * f.edge_angle.sin() - f.edge_at)
@@ -301,6 +304,10 @@ def equalise(
     return new_level.round_().to(torch.uint8).gather(1, level).view_as(x)
 
 # %% ../nbs/lib/12_eye_renderer.ipynb #c023
+# factors, optical axis and planes of a block of eyes
+_Scene = namedtuple('_Scene', 'f iris axis lids x y r2 flat')
+
+
 _REST, *_KAPPA = (list(FACTORS).index(n) for n in ('rest_pitch', 'kappa_pitch', 'kappa_yaw'))
 
 
@@ -317,17 +324,20 @@ def _scene(factors, gaze, pose):
     iris = [c[:, None, None] * f.eyeball for c in on_face.unbind(1)]
     axis = [c[:, None, None] for c in optical.unbind(1)]
     plane = dict(x=x, y=y, r2=r2, flat=_flat_face(head, x, y))
-    return SimpleNamespace(f=f, iris=iris, axis=axis, lids=_lids(f, X, Y, iris), **plane)
+    return _Scene(f=f, iris=iris, axis=axis, lids=_lids(f, X, Y, iris), **plane)
 
 
 def _surfaces(s):
     "Log luminance of face and eyeball (n, 36, 60), and where the eye is open, in [0, 1]."
-    is_open = _ramp(torch.minimum(s.lids.upper, s.lids.lower), 0.9)
-    tone = _relief(s.f, *s.flat).add_(_folds(s.f, s.lids, s.iris))
-    eyeball = _eyeball(s.f, s.lids, s.axis, s.x, s.y, s.flat, s.r2)
+    f, lids, flat = s.f, s.lids, s.flat
+    inside = torch.minimum(lids.upper, lids.lower)
+    is_open = _ramp(inside, 0.9)
+    tone = _relief(f, *flat).add_(_folds(f, lids, s.iris))
+    eyeball = _eyeball(f, lids, s.axis, s.x, s.y, flat, s.r2)
     tone.addcmul_(eyeball.sub_(tone), is_open)
-    tone.sub_(_lashes(s.f, s.lids, s.flat[0]))
-    return tone.add_(_shading(s.f, s.x, s.y, *s.flat)), is_open
+    tone.sub_(_lashes(f, lids, flat[0]))
+    tone.add_(_shading(f, s.x, s.y, *flat))
+    return tone, is_open
 
 
 def _render_block(factors, gaze, pose, noise):

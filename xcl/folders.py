@@ -32,7 +32,7 @@ from .image_files import ImageFiles, list_class_images, open_image
 from .images import ImageData
 from .metrics import class_score
 from .photo_transforms import PhotoAugment, colours_of, jittered, tested, trained_on
-from .runtime import RuntimeConfig
+from .runtime import RuntimeConfig, path_of, register_path
 
 # %% ../nbs/lib/09_folders.ipynb #c007
 class Prefetcher:
@@ -210,7 +210,7 @@ def _check_content(files, digest, data_dir, name):
     if found != digest:
         raise ValueError(f'{data_dir} has digest {found}; {name} was defined on {digest}')
 
-
+# %% ../nbs/lib/09_folders.ipynb #c016
 @dataclass(frozen=True)
 class FolderData(Config):
     "Photographs in class folders train/ and val/. `folder_data` makes it."
@@ -235,7 +235,7 @@ class FolderData(Config):
         runtime: RuntimeConfig,
     ) -> tuple:  # (train, val), two `FolderSet`s
         "Training and validation images. Raises ValueError where the files are others."
-        data_dir = runtime.data_dir  # place: path_of(self.digest)
+        data_dir = path_of(self.digest, 'photographs')
         train, val = readable_splits(Path(data_dir), runtime)
         _check_content((train, val), self.digest, data_dir, 'this run')
         if self.train_size:
@@ -253,7 +253,7 @@ class FolderData(Config):
         "`class_score`."
         return class_score(out, val.y)
 
-# %% ../nbs/lib/09_folders.ipynb #c016
+# %% ../nbs/lib/09_folders.ipynb #c017
 def folder_data(
     data_dir,  # holds train/ and val/ (or validation/, valid/, test/)
     runtime: RuntimeConfig,  # workers, progress bar
@@ -264,10 +264,10 @@ def folder_data(
     data = FolderData(len(train.classes), content_name(train, val), **kw)
     if data.train_size:  # raises now rather than when a run starts
         split_rows(torch.from_numpy(train.y), data.classes, data.train_size)
-    # place: register_path(data.digest, data_dir)
+    register_path(data.digest, data_dir)
     return data
 
-# %% ../nbs/lib/09_folders.ipynb #c024
+# %% ../nbs/lib/09_folders.ipynb #c025
 @dataclass(frozen=True)
 class Thumbnails(ImageData):
     "Small squares of a folder's photographs. `source` is 'folder', `digest` that of a FolderData."
@@ -288,7 +288,7 @@ def _in_memory(images):
     x = [(255 * x).round_().to(torch.uint8) for (x,) in images.batches(256)]
     return Examples(torch.cat(x), images.y)
 
-# %% ../nbs/lib/09_folders.ipynb #c028
+# %% ../nbs/lib/09_folders.ipynb #c029
 V2 = {
     'V2-A': 'imagenetv2-threshold0.7',
     'V2-B': 'imagenetv2-matched-frequency',
@@ -309,10 +309,10 @@ class TestFolder(Config):
 
     def load(
         self,
-        runtime: RuntimeConfig,  # data_dir: the folder that holds the class folders
+        runtime: RuntimeConfig,
     ) -> FolderSet:
         "The images. Raises ValueError where they are others."
-        data_dir = runtime.data_dir  # place: path_of(self.digest)
+        data_dir = path_of(self.digest, f'photographs of {self.name}')
         files = readable(list_class_images(Path(data_dir), numbered=True), runtime)
         _check_content((files,), self.digest, data_dir, self.name)
         return FolderSet(files, self, workers_of(runtime))
@@ -337,5 +337,6 @@ def v2_sets(
                 f'{found[0]} has {n} class folders; expected the numbers 0 to {data.classes - 1}'
             )
         digest = content_name(readable(files, runtime))
+        register_path(digest, found[0])
         out[name] = TestFolder(name, data.classes, digest, *view), found[0]
     return out

@@ -24,11 +24,11 @@ from .files import write_tensors
 from .gan_sampling import image_generator, latents, sample_grid, update_bn
 from .generators import ImageGenerator
 from .images import ImageData
+from .loop import check_finite, pack_state, run_loop, unpack_state
 from .models.biggan import Discriminator, Generator, doublings, plain_weights
 from .runs import Run, RunConfig, ensure, slug_of
 from .runtime import RuntimeConfig
 from .teachers import fast_layout
-from .train import check_finite, pack_state, run_loop, unpack_state
 from .transfer import batch_index
 
 # %% ../nbs/lib/30_gans.ipynb #c005

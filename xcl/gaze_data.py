@@ -23,7 +23,7 @@ from .eye_factors import EYE_SHAPE
 from .eye_renderer import procedural_eyes
 from .gaze import angular_error
 from .mpiigaze import eye_examples, read_mpiigaze
-from .runtime import RuntimeConfig
+from .runtime import RuntimeConfig, path_of, register_path
 
 # %% ../nbs/lib/13_gaze_data.ipynb #c005
 def _npz_arrays(path):
@@ -171,7 +171,7 @@ def check_renderer(
     if renderer != RENDERER:
         raise ValueError(f'{what} defined on renderer {renderer}; here is renderer {RENDERER}')
 
-
+# %% ../nbs/lib/13_gaze_data.ipynb #c025
 @dataclass(frozen=True)
 class EyeData(Config):
     "Eyes to learn gaze from, split by person."
@@ -199,9 +199,11 @@ class EyeData(Config):
         runtime: RuntimeConfig,
     ) -> tuple:  # (train, val), two Examples
         "The training and the validation people. Raises ValueError where the eyes are others."
-        data_dir = runtime.data_dir  # place: path_of(self.digest)
+        data_dir = ''
         if self.source == 'procedural':
             check_renderer(self.renderer, 'this run was')
+        else:
+            data_dir = path_of(self.digest, 'eyes')
         ex = eyes_of(self.source, str(data_dir), self.per_person, self.people)
         if self.source == 'mpiigaze' and digest(ex) != self.digest:
             raise ValueError(
@@ -221,7 +223,12 @@ class EyeData(Config):
         error = angular_error(likelihood.mean(out), val.y).mean().item()
         return dict(error_deg=error, val_loss=likelihood.nll(out, val.y).item())
 
-# %% ../nbs/lib/13_gaze_data.ipynb #c025
+    def validation_unseen_by(self, other: Config) -> bool:  # `other`: the data of a teacher
+        "Return whether none of the validation people were training people of the other."
+        same = isinstance(other, EyeData) and replace(other, per_person=self.per_person) == self
+        return same
+
+# %% ../nbs/lib/13_gaze_data.ipynb #c026
 def eye_data(
     source: str,  # 'procedural' or 'mpiigaze'
     data_dir: str,  # of a real set: MPIIGaze's folder, or an .npz
@@ -234,5 +241,5 @@ def eye_data(
     ex = eyes_of(source, str(data_dir), data.per_person, data.people)
     held_out_people(ex.group, data.split, data.held_out)  # raises now rather than in a run
     data = replace(data, digest=digest(ex))
-    # place: register_path(data.digest, data_dir)
+    register_path(data.digest, data_dir)
     return data

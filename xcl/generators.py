@@ -11,7 +11,6 @@ import contextlib
 import copy
 import functools
 import hashlib
-import importlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from torch.nn import functional as F
 from .config import Config, rng
 from .data import to_bytes
 from .runtime import RuntimeConfig
+from .source import import_named
 
 # %% ../nbs/lib/25a_generators.ipynb #c005
 class ImageGenerator:
@@ -257,8 +257,8 @@ def _imported(name):
     if not (module and colon and function):
         raise ValueError(f"generator is {name!r}; allowed: 'module:function'")
     try:
-        make = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as e:
+        make = import_named(name)
+    except ImportError as e:
         raise ValueError(
             f'generator {name!r} cannot be imported ({e}); allowed: a module on the Python path, '
             'with a function that is called without arguments'

@@ -100,13 +100,15 @@ def _walk(folder, above=()):
 # %% ../nbs/lib/06a_image_files.ipynb #c007
 def _image_files(top, classes, found):
     "`ImageFiles` of `found`: (label, path, stat_result or None) of every file."
-    name = lambda path: os.fsencode(os.path.relpath(path, top))
-    images = [(name(path), y, s.st_size, s.st_mtime_ns) for y, path, s in found if s]
-    left_out = tuple(printable(name(path)) for _, path, s in found if not s)
-    names, *numbers = zip(*images) if images else ((), (), (), ())
-    names = np.array(names, dtype=bytes if not images else None)
-    columns = (np.array(t, np.int64) for t in numbers)
-    return ImageFiles(Path(top), classes, names, *columns, left_out)
+    below = lambda path: os.fsencode(os.path.relpath(path, top))
+    images = [file for file in found if file[2]]
+    names = [below(path) for _, path, _ in images]
+    labels = [y for y, _, _ in images]
+    sizes = [status.st_size for _, _, status in images]
+    times = [status.st_mtime_ns for _, _, status in images]
+    columns = (np.array(numbers, np.int64) for numbers in (labels, sizes, times))
+    left_out = tuple(printable(below(path)) for _, path, status in found if not status)
+    return ImageFiles(Path(top), classes, np.array(names, bytes), *columns, left_out)
 
 
 def list_images(

@@ -163,9 +163,11 @@ def _read_digits(source, folder, size):
     x = F.interpolate(x, (size, size), mode='bilinear', antialias=True)
     x = (x * (255 / 16)).round().clamp(0, 255).to(torch.uint8).expand(-1, 3, -1, -1).numpy()
     y = y.astype(np.int64)
-    order = [rng(0, 'digits/split', c).permutation(np.flatnonzero(y == c)) for c in range(10)]
-    test = [rows[:k] for rows, k in zip(order, _shares(np.bincount(y), 1000))]
-    is_test = np.isin(np.arange(len(y)), np.concatenate(test))
+    members = [np.flatnonzero(y == c) for c in range(10)]
+    order = [rng(0, 'digits/split', c).permutation(rows) for c, rows in enumerate(members)]
+    counts = _shares(np.bincount(y), 1000)
+    test = np.concatenate([rows[:k] for rows, k in zip(order, counts)])
+    is_test = np.isin(np.arange(len(y)), test)
     train = dict(train_x=x[~is_test], train_y=y[~is_test])
     return train | dict(test_x=x[is_test], test_y=y[is_test])
 
@@ -201,13 +203,13 @@ def _folder_names(source, folder):
 
 
 def _folder_files(folder):
-    "`ImageFiles` of both splits."
+    "`ImageFiles` of both splits, whose classes agree."
+    _folder_names('folder', folder)
     return [list_class_images(split) for split in split_folders(folder, _SECOND)]
 
 
 def _read_folder(source, folder, size):
     "All images of class folders as arrays."
-    _folder_names(source, folder)
     splits = _folder_files(folder)
     for split, files in zip(('train', 'test'), splits):
         check_count(source, split, len(files), folder)  # before the work
@@ -343,10 +345,10 @@ def source_files(
         found = [(p, *map(int, row)) for p, row in zip(paths, stats)]
         left_out = report_left_out(*splits)
     else:
-        shards = (p for paths in parquet_splits(folder).values() for p in paths)
-        paths = (
-            shards if kind == 'parquet' else (p for p in sorted(folder.iterdir()) if p.is_file())
-        )
+        if kind == 'parquet':
+            paths = [p for files in parquet_splits(folder).values() for p in files]
+        else:
+            paths = [p for p in sorted(folder.iterdir()) if p.is_file()]
         found = [(p, p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
         left_out = ''
     return [(printable(p.relative_to(folder).as_posix()), *row) for p, *row in found], left_out

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 from .config import Config
@@ -35,7 +36,7 @@ from xcl.image_sources import (
     torchvision_set,
 )
 from .metrics import class_score
-from .runtime import RuntimeConfig
+from .runtime import RuntimeConfig, path_of, register_path
 
 # %% ../nbs/lib/07_images.ipynb #c005
 def cached_arrays(
@@ -142,7 +143,8 @@ class ImageData(Config):
         runtime: RuntimeConfig,
     ) -> tuple:  # (train, val), two Examples
         "Training and validation images, not augmented. Raises ValueError where they are others."
-        data_dir = runtime.data_dir  # place: path_of(self.digest)
+        kind = f'{self.source} images'
+        data_dir = '' if self.source == 'digits' else path_of(self.digest, kind)
         found = image_set(self.source, data_dir, self.size)
         if (found.digest, len(found.names)) != (self.digest, self.classes):
             raise ValueError(
@@ -154,16 +156,28 @@ class ImageData(Config):
         train, val = split_rows(found.train.y, *draw)
         return found.train.take(train), found.train.take(val) if self.val_fraction else found.test
 
-    def score(
-        self,
-        likelihood,  # of the run; not used
-        out: Tensor,  # logits (n, classes)
-        val: Examples,  # n examples
-    ) -> dict:
-        "`class_score`."
-        return class_score(out, val.y)
-
 # %% ../nbs/lib/07_images.ipynb #c017
+@patch
+def score(
+    self: ImageData,
+    likelihood,  # of the run; not used
+    out: Tensor,  # logits (n, classes)
+    val: Examples,  # n examples
+) -> dict:
+    "`class_score`."
+    return class_score(out, val.y)
+
+
+@patch
+def validation_unseen_by(self: ImageData, other: Config) -> bool:  # `other`: the data of a teacher
+    "Return whether no validation image of this set was a training image of the other."
+    same = ('source', 'classes', 'digest', 'size')
+    if not isinstance(other, ImageData) or any(getattr(self, k) != getattr(other, k) for k in same):
+        return False
+    held_out = other.split == self.split and other.val_fraction >= self.val_fraction
+    return not self.val_fraction or held_out
+
+# %% ../nbs/lib/07_images.ipynb #c018
 def _download(source, data_dir):
     "CIFAR from its author's page, by torchvision (which also repairs its own folder)."
     if source not in CIFAR:
@@ -194,5 +208,6 @@ def image_data(
     data = ImageData(source, **of_set | kw)
     # raises now rather than when a run starts
     split_rows(found.train.y, data.classes, data.train_size, data.val_fraction, data.split)
-    # place: register_path(data.digest, data_dir)
+    if data_dir:
+        register_path(data.digest, data_dir)
     return data

@@ -30,7 +30,7 @@ from xcl.runtime import (
     registered_paths,
     set_broadcast_timeout,
 )
-from .source import allow_only, is_allowed, is_xcl, module_named
+from .source import allow_only, is_allowed, is_xcl, module_named, package_modules
 
 # %% ../nbs/lib/34_launch.ipynb #c005
 FORMAT = 'xcl plan 2'
@@ -122,8 +122,19 @@ def read_plan(
     return [_run_of(path, r) for r in found['runs']]
 
 
+def _import_kinds(v) -> None:
+    "Import the modules of xcl that define the kinds of a plan's configs."
+    if isinstance(v, (list, dict)):
+        for inside in v.values() if isinstance(v, dict) else v:
+            _import_kinds(inside)
+    kind = v.get('kind') if isinstance(v, dict) else None
+    for module in package_modules(kind) if isinstance(kind, str) else ():
+        importlib.import_module(module)
+
+
 def _run_of(path: Path, r: dict) -> RunConfig:
     "The config of one run of a plan."
+    _import_kinds(r['config'])
     try:
         cfg = from_dict(r['config'])
     except (TypeError, ValueError) as e:
@@ -147,15 +158,13 @@ def pending(
 # %% ../nbs/lib/34_launch.ipynb #c009
 def command(
     path: Path,  # of the plan
-    runtime: RuntimeConfig,  # workers, world_size; data_dir and weights until they are removed
+    runtime: RuntimeConfig,  # workers, world_size
 ) -> str:
     "The shell command that makes a plan on this machine, with `runtime.world_size` processes."
     n = str(runtime.world_size)
     flags = {
         '--world-size': n,
-        '--data-dir': runtime.data_dir,
         '--workers': runtime.workers,
-        '--weights': runtime.weights,
     }
     words = [w for k, v in flags.items() if v not in ('', -1) for w in (k, str(v))]
     modules = _contents(path)['modules'] if Path(path).exists() else []
@@ -286,8 +295,6 @@ def _parser() -> argparse.ArgumentParser:
            help='where data or weights lie on this machine')  # fmt: skip
     option('--workers', type=int, default=-1, help='processes that decode images, for each rank')
     option('--checkpoint-s', type=float, default=30.0, help='seconds between checkpoints')
-    option('--data-dir', default='', help='deprecated: folder of the images, see --path')
-    option('--weights', default='', help="deprecated: file of a teacher's weights, see --path")
     return p
 
 
@@ -309,12 +316,10 @@ def main(words: list = None) -> None:  # of the command line
     allow_only(tuple(a.allow))
     runtime = RuntimeConfig(
         device,
-        a.data_dir,
         progress=rank_and_world()[0] == 0,
         checkpoint_s=a.checkpoint_s,
         workers=a.workers,
         world_size=a.world_size,
-        weights=a.weights,
     )
     work(_planned(a), runtime)
     if dist.is_initialized():

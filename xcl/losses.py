@@ -42,8 +42,8 @@ def smooth_labels(
     eps: float,  # probability taken from the true class, in [0, 1]; 0 gives one-hot
     classes: int,  # number of classes, at least 2
 ) -> Tensor:  # (b, classes), probabilities
-    """Return 1-eps at the true class and eps/(classes-1) elsewhere (paper, E). Raises ValueError for other eps,
-    other classes, or float labels."""
+    """Return 1-eps at the true class and eps/(classes-1) elsewhere (paper, E). Raises ValueError for other
+    eps, other classes, or float labels."""
     check_smoothing(eps, classes)
     if y.ndim != 1 or y.is_floating_point():
         raise ValueError(f'labels must be integers of shape (b,); got {y.dtype} {tuple(y.shape)}')
@@ -86,8 +86,8 @@ def categorical_kl(
     temperature: float = 1.0,  # T > 0, divides the student's logits
     scale_t2: bool = False,  # multiply by T^2, so that gradients keep their size as T grows
 ) -> Tensor:  # scalar, nats (times T^2 if asked)
-    """Return the batch mean of KL(p_t || softmax(logits_s/T)) (Hinton et al. 2015). Raises ValueError where the
-    shapes differ or T <= 0."""
+    """Return the batch mean of KL(p_t || softmax(logits_s/T)) (Hinton et al. 2015). Raises ValueError where
+    the shapes differ or T <= 0."""
     same_shape(p_t, logits_s, 'teacher and student')
     check_temperature(temperature)
     p, log_q = widen(p_t), F.log_softmax(widen(logits_s) / temperature, -1)
@@ -163,7 +163,8 @@ def gaussian_kl(
     mean_s: Tensor,  # student's mean, (b, d), the same units
     logvar_s: Tensor,  # student's log-variance, (b,)
 ) -> Tensor:  # scalar, nats
-    "Return the batch mean of KL(teacher || student), isotropic Gaussians. Raises ValueError for other shapes."
+    """Return the batch mean of KL(teacher || student), isotropic Gaussians. Raises ValueError for other
+    shapes."""
     check_gaussian(mean_t, logvar_t, mean_s, logvar_s)
     mean_t, logvar_t, mean_s, logvar_s = map(widen, (mean_t, logvar_t, mean_s, logvar_s))
     delta = logvar_t - logvar_s
@@ -175,8 +176,8 @@ def moment_match(
     means: Tensor,  # members' means, (m, b, d)
     logvars: Tensor,  # members' log-variances, (m, b)
 ) -> tuple:  # mean (b, d), log-variance (b,)
-    """Return the isotropic Gaussian with the mean and the mean variance per axis of the mixture. Raises ValueError
-    where the shapes do not fit."""
+    """Return the isotropic Gaussian with the mean and the mean variance per axis of the mixture. Raises
+    ValueError where the shapes do not fit."""
     if means.ndim != 3:
         raise ValueError(f'members must be stacked as (m, b, d); got {tuple(means.shape)}')
     same_shape(logvars, means[..., 0], 'log-variances and means')

@@ -12,16 +12,16 @@ from torch.nn import functional as F
 
 # %% ../nbs/lib/06_metrics.ipynb #c005
 def calibration_error(
-    confidence: Tensor,  # (n,) probability given to the answer, in [0, 1]
-    correct: Tensor,  # bool (n,), was the answer right
+    confidence: Tensor,  # (n,) probability of the predicted class, in [0, 1]
+    correct: Tensor,  # bool (n,), whether the prediction is right
     bins: int = 15,  # of equal width
 ) -> float:  # in [0, 1]
-    "Expected calibration error (Guo et al. 2017, eq. 3): mean over images of |accuracy - confidence| of their bin (low, high]."
+    """Expected calibration error (Guo et al. 2017, eq. 3): mean over images of
+    |accuracy - confidence| of their bin (low, high]."""
     confidence = confidence.double()
     i = (confidence * bins).ceil().long().sub_(1).clamp_(0, bins - 1)
-    gap = torch.zeros(bins, dtype=torch.double, device=i.device).index_add_(
-        0, i, correct.double() - confidence
-    )
+    gap = torch.zeros(bins, dtype=torch.double, device=i.device)
+    gap.index_add_(0, i, correct.double() - confidence)
     return gap.abs().sum().item() / len(i)
 
 
@@ -29,13 +29,14 @@ def class_score(
     out: Tensor,  # logits, (n, classes)
     y: Tensor,  # int64 (n,)
 ) -> dict:
-    "top1, top5 (of more than 5 classes) and ece in per cent; val_loss, nats: cross-entropy of the true class, never smoothed."
-    logits, n, classes = out.float(), *out.shape
-    best = logits.topk(min(5, classes)).indices == y[:, None]
-    top = dict(top1=100 * best[:, 0].sum().item() / n) | (
-        dict(top5=100 * best.sum().item() / n) if classes > 5 else {}
-    )
-    return top | dict(
-        val_loss=F.cross_entropy(logits, y).item(),
-        ece=100 * calibration_error(logits.softmax(-1).amax(-1), best[:, 0]),
-    )
+    "top1, top5 (of more than 5 classes), ece, all in per cent; val_loss, nats, never smoothed."
+    logits = out.float()
+    n, classes = out.shape
+    right = logits.topk(min(5, classes)).indices == y[:, None]
+    score = dict(top1=100 * right[:, 0].sum().item() / n)
+    if classes > 5:
+        score['top5'] = 100 * right.sum().item() / n
+    score['val_loss'] = F.cross_entropy(logits, y).item()
+    confidence = logits.softmax(-1).amax(-1)
+    score['ece'] = 100 * calibration_error(confidence, right[:, 0])
+    return score

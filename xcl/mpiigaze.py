@@ -114,7 +114,7 @@ def _read_list(path, strict):
         raise ValueError(f'{path} is empty; expected lines such as "day01/0005.jpg left"')
     return eyes
 
-
+# %% ../nbs/lib/12a_mpiigaze.ipynb #c010
 def _check_folder(root):
     "Raise FileNotFoundError where a folder is not MPIIGaze."
     if not root.is_dir():
@@ -142,7 +142,7 @@ def _lists(root, strict):
         )
     return {k: (p, _read_list(p, strict)) for k, p in found.items()}
 
-# %% ../nbs/lib/12a_mpiigaze.ipynb #c013
+# %% ../nbs/lib/12a_mpiigaze.ipynb #c014
 def _check_labels(gaze, pose, folder, eyes):
     "Raise ValueError, naming the eye, unless gaze is a unit vector and pose is finite."
     finite = gaze.isfinite().all(1) & pose.isfinite().all(1)
@@ -181,7 +181,7 @@ def _read_person(folder, listing, eyes):
         for t, mirrored in zip(as_seen, mirror(*as_seen))
     ]
 
-# %% ../nbs/lib/12a_mpiigaze.ipynb #c015
+# %% ../nbs/lib/12a_mpiigaze.ipynb #c016
 def _fingerprint(root, strict):
     "Name of the files below `root`, for the cache."
     h = hashlib.sha256(f'mpiigaze 1 {strict}'.encode())

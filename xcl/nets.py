@@ -6,7 +6,6 @@
 __all__ = ['NETS', 'TIMM', 'Net', 'net', 'class_of', 'build_net']
 
 # %% ../nbs/lib/19a_nets.ipynb #c002
-import importlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from .content import content_hash
 from .models.binary import BINARY_NETS
 from .models.cifar import CIFAR_NETS
 from .models.gaze import GAZE_NETS
+from .source import import_named
 
 # %% ../nbs/lib/19a_nets.ipynb #c005
 def _imagenet_resnet(**sizes) -> nn.Module:
@@ -87,15 +87,11 @@ def net(
 
 
 def _imported(place):
-    "The object called 'module:Name'. Raises ValueError where there is none."
-    module, _, name = place.partition(':')
+    "The object called 'module:Class'. Raises ValueError where there is none, or it may not run."
     try:
-        found = importlib.import_module(module)
-        for part in name.split('.'):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as e:
+        return import_named(place)
+    except ImportError as e:
         raise ValueError(f'{place} cannot be imported ({e}); expected module:Class') from e
-    return found
 
 
 def class_of(config: Net) -> Callable:  # its constructor

@@ -233,26 +233,30 @@ def own(
     augment=None,  # of training images, e.g. CropFlip(); None: as they are
 ) -> OwnData:
     "Arrays or Datasets as the data of a run. Raises TypeError or ValueError, naming what is wrong."
-    sets = [_examples(*_arrays(source, name), classes, name) for source, name in _named(train, val)]
-    if sets[0].shape != sets[1].shape or sets[0].y.shape[1:] != sets[1].y.shape[1:]:
-        a, b = ((ex.shape, tuple(ex.y.shape[1:])) for ex in sets)
-        raise ValueError(f'train has images and targets of shapes {a}, val of {b}; expected equal')
-    mean, std = pixel_stats(sets[0].x)
+    train = _examples(train, classes, 'train')
+    val = _examples(val, classes, 'val')
+    _check_alike(train, val)
+    content = f'{digest(train)} {digest(val)}'
+    name = hashlib.sha256(content.encode()).hexdigest()[:16]
+    _LIVE[name] = train, val
+    mean, std = pixel_stats(train.x)
     std = tuple(s or 1.0 for s in std)  # a channel of one level
-    both = hashlib.sha256(' '.join(map(digest, sets)).encode()).hexdigest()[:16]
-    _LIVE[both] = tuple(sets)
-    sizes = dict(classes=classes) if classes else dict(dimensions=sets[0].y.shape[1])
-    return OwnData(both, sets[0].shape, **sizes, mean=mean, std=std, augment=augment)
+    dimensions = 0 if classes else train.y.shape[1]
+    return OwnData(name, train.shape, classes or 0, dimensions, mean, std, augment)
 
 
-def _named(train, val):
-    "The two sources with their names for messages."
-    return (train, 'train'), (val, 'val')
+def _check_alike(train, val):
+    "Raise ValueError where images or targets of the two sets differ in shape."
+    a, b = ((ex.shape, tuple(ex.y.shape[1:])) for ex in (train, val))
+    if a != b:
+        raise ValueError(f'train has images and targets of shapes {a}, val of {b}; expected equal')
 
 
-def _examples(x, y, classes, name):
-    "`Examples` of images and labels. Raises ValueError where their numbers differ."
-    x, y = _images(x, f'{name} images'), _labels(y, classes, f'{name} labels')
+def _examples(source, classes, name):
+    "`Examples` of a pair or a Dataset. Raises TypeError or ValueError."
+    x, y = _arrays(source, name)
+    x = _images(x, f'{name} images')
+    y = _labels(y, classes, f'{name} labels')
     if len(x) != len(y):
         raise ValueError(f'{name} has {len(x)} images and {len(y)} labels; expected as many')
     return Examples(x, y)

@@ -146,7 +146,7 @@ def packed_bytes(
     text += b' ' * (-len(text) % 8)  # tensors begin at a multiple of 8, as the library has it
     return len(text).to_bytes(8, 'little') + text + raw[begin:]
 
-
+# %% ../nbs/lib/27d_packed.ipynb #c018
 def parsed(
     data: bytes,  # of `packed_bytes`
     where,  # the file's name, for messages

@@ -73,7 +73,8 @@ def _columns(schema, source, path):
         raise ValueError(f'{path} has columns {", ".join(schema.names)}; expected {expected}')
     kind = schema.field(found[0]).type
     i = kind.get_field_index('bytes') if pa.types.is_struct(kind) else -1
-    if i < 0 or not (pa.types.is_binary(kind[i].type) or pa.types.is_large_binary(kind[i].type)):
+    allowed = pa.types.is_binary, pa.types.is_large_binary, pa.types.is_null
+    if i < 0 or not any(is_it(kind[i].type) for is_it in allowed):
         raise ValueError(
             f'{path}: column {found[0]} is {kind}; expected struct<bytes: binary, path: string>'
         )

@@ -93,16 +93,24 @@ def crop_box(
     shape = np.exp(np.log(ratio[0]) + u[_SHAPE] * np.log(ratio[1] / ratio[0]))
     widths = np.rint(np.sqrt(area * shape)).astype(int)
     heights = np.rint(np.sqrt(area / shape)).astype(int)
-    fits = (0 < widths) & (widths <= w) & (0 < heights) & (heights <= h)
-    if fits.any():
-        first = fits.argmax()
-        cw, ch = int(widths[first]), int(heights[first])
-        return int(u[_LEFT] * (w - cw + 1)), int(u[_TOP] * (h - ch + 1)), cw, ch
+    positive = (widths > 0) & (heights > 0)
+    fits = positive & (widths <= w) & (heights <= h)
+    if not fits.any():
+        return _centre_box(w, h, ratio)
+    first = fits.argmax()
+    cw, ch = int(widths[first]), int(heights[first])
+    left = int(u[_LEFT] * (w - cw + 1))
+    top = int(u[_TOP] * (h - ch + 1))
+    return left, top, cw, ch
+
+
+def _centre_box(w, h, ratio):
+    "The largest box of an allowed shape in the middle of an image."
     cw = min(w, int(round(h * ratio[1])))
     ch = min(h, int(round(w / ratio[0])))
     return (w - cw) // 2, (h - ch) // 2, cw, ch
 
-
+# %% ../nbs/lib/08_photo_transforms.ipynb #c013
 def _scaled_box(box, file_size, decoded_size):
     "A box in pixels of the file as one in pixels of the decoded image, which may be smaller."
     left, top, cw, ch = box
@@ -136,7 +144,7 @@ def trained_on(
     x = resized_crop(x, top, left, ch, cw, [size, size], antialias=True).permute(1, 2, 0).numpy()
     return x[:, ::-1] if augment.flip and u[_MIRROR] < 0.5 else x
 
-# %% ../nbs/lib/08_photo_transforms.ipynb #c021
+# %% ../nbs/lib/08_photo_transforms.ipynb #c022
 _ORDERS = tuple(itertools.permutations(range(3)))
 GREY = 0.299, 0.587, 0.114  # of red, green, blue (ITU-R 601)
 

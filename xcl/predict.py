@@ -18,20 +18,13 @@ from torch import Tensor, nn
 
 from .data import Examples
 from .deploy import load
-from .images import SUFFIXES, image_of, rgb
+from .image_files import list_images, open_image
 from .likelihoods import Categorical
 from .meaning import Meaning
 from .photo_transforms import tested
 from .teachers import predict
 
 # %% ../nbs/lib/28a_predict.ipynb #c005
-def _files_below(folder):
-    "Image files below a folder, sorted; names that begin with a dot are left out."
-    found = sorted(p for p in folder.rglob('*') if p.name.lower().endswith(SUFFIXES))
-    seen = [p for p in found if not any(n.startswith('.') for n in p.relative_to(folder).parts)]
-    return [p for p in seen if p.is_file()]
-
-
 def image_paths(
     images,  # a folder, a file, or a list of files
 ) -> tuple:  # (paths, their names in a table)
@@ -39,9 +32,8 @@ def image_paths(
     one = isinstance(images, str | os.PathLike)
     top = Path(images) if one else None
     if one and top.is_dir():
-        if not (paths := _files_below(top)):
-            allowed = ', '.join(SUFFIXES)
-            raise FileNotFoundError(f'{top} holds no images; expected files that end in {allowed}')
+        files = list_images(top)
+        paths = [files.path(i) for i in range(len(files))]
         return paths, [p.relative_to(top).as_posix() for p in paths]
     paths = [top] if one else [Path(p) for p in images]
     if missing := [p for p in paths if not p.is_file()]:
@@ -54,7 +46,8 @@ def read_image(
     meaning: Meaning,
 ) -> Tensor:  # uint8 (channels, h, w)
     "Return a file as the network sees it. Raises ValueError, naming the file."
-    image, (h, w) = rgb(image_of(path.read_bytes(), path), path), meaning.size
+    image, _ = open_image(path)
+    h, w = meaning.size
     if image.size != (w, h) and h != w:
         found = f'{image.width} x {image.height}'
         raise ValueError(f'{path} is {found} pixels; allowed for this network: {w} x {h}')

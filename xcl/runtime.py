@@ -31,14 +31,12 @@ class RuntimeConfig:
     "What a run needs from the machine. Raises ValueError or TypeError for values out of range."
 
     device: str = 'auto'  # 'auto' | 'cpu' | 'cuda' | 'cuda:1' ...
-    data_dir: str = ''  # deprecated: folder of the data set (see `register_path`)
     progress: bool = True  # progress bars, in a terminal and in a live notebook
     checkpoint_s: float = 30.0  # seconds between checkpoints, finite and positive
     compile: bool = True  # on CUDA: forward and backward of the student as CUDA graphs
     target_cache: bool = False  # store soft targets in files, for other students of the same stream
     workers: int = -1  # processes that decode images; -1: CPUs less one, at most 16; 0: none
     world_size: int = 1  # fewest processes that may work on a run (`xcl.launch`)
-    weights: str = ''  # deprecated: weight file of a teacher (see `register_path`)
 
     def __post_init__(self):
         for f in fields(self):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['normalised', 'python_function', 'functions_of', 'lies_inside', 'class_statement', 'function_statement', 'no_source',
-           'assigned', 'file_of', 'is_installed', 'is_xcl', 'is_own', 'statement_of', 'package_label', 'module_named',
-           'is_allowed', 'allow_only', 'import_named']
+           'assigned', 'package_modules', 'file_of', 'is_installed', 'is_xcl', 'is_own', 'statement_of',
+           'package_label', 'module_named', 'is_allowed', 'allow_only', 'import_named']
 
 # %% ../nbs/lib/00_source.ipynb #c002
 import ast
@@ -164,7 +164,10 @@ def function_statement(f: types.FunctionType) -> ast.AST | None:
     return found[0] if len({*map(normalised, found)}) == 1 else None
 
 
-def no_source(obj) -> ValueError:
+def no_source(
+    obj,  # class or function
+) -> ValueError:
+    "The error of code whose source cannot be read."
     what = 'class' if isinstance(obj, type) else 'function'
     return ValueError(
         f'the source of {what} {obj.__qualname__} (module {obj.__module__}) cannot be read, so its '
@@ -192,17 +195,32 @@ def assigned(
     return None
 
 # %% ../nbs/lib/00_source.ipynb #c016
+def _package_files(name: str):
+    "Yield (path, text) of the files of xcl that define a class or function called `name`."
+    pattern = re.compile(rf'^(class|def) {re.escape(name)}\b', re.M)
+    for path in sorted(Path(xcl.__file__).parent.rglob('*.py')):
+        text = path.read_text(encoding='utf-8')
+        if pattern.search(text):
+            yield path, text
+
+
 @functools.cache
 def _package_sources(name: str) -> frozenset:
     "Normalised sources of the classes and functions called `name` in the files of xcl."
-    pattern, found = re.compile(rf'^(class|def) {re.escape(name)}\b', re.M), []
-    package = Path(xcl.__file__).parent
-    for path in sorted(package.rglob('*.py')):
-        text = path.read_text(encoding='utf-8')
-        if pattern.search(text):
-            tree = _absolute(ast.parse(text), path.relative_to(package.parent).parts)
-            found += [normalised(o) for k, o in _definitions(tree) if k == name]
+    found, above = [], Path(xcl.__file__).parent.parent
+    for path, text in _package_files(name):
+        tree = _absolute(ast.parse(text), path.relative_to(above).parts)
+        found += [normalised(o) for k, o in _definitions(tree) if k == name]
     return frozenset(found)
+
+
+@functools.cache
+def package_modules(
+    name: str,  # of a class or function
+) -> list:  # e.g. ['xcl.train']
+    "The modules of xcl that define a name; none of them is imported."
+    above = Path(xcl.__file__).parent.parent
+    return ['.'.join(p.relative_to(above).with_suffix('').parts) for p, _ in _package_files(name)]
 
 
 def _absolute(tree: ast.Module, parts: tuple) -> ast.Module:
@@ -222,7 +240,10 @@ def file_of(obj) -> str | None:
     return own[0].__code__.co_filename if own else getattr(module, '__file__', None)
 
 
-def is_installed(filename: str) -> bool:
+def is_installed(
+    filename: str,  # of a module
+) -> bool:
+    "True for files of the standard library and of installed packages."
     paths = [Path(sysconfig.get_path(k)) for k in ('stdlib', 'platstdlib')]
     parts, here = {*Path(filename).parts}, Path(filename)
     return bool(parts & {'site-packages', 'dist-packages'}) or any(p in here.parents for p in paths)
@@ -256,7 +277,10 @@ def is_own(
     return filename is not None and not is_installed(filename)
 
 
-def statement_of(obj) -> ast.AST | None:
+def statement_of(
+    obj,  # class or function
+) -> ast.AST | None:
+    "Its class statement, def or lambda; None where it cannot be read."
     return (
         class_statement(obj) if isinstance(obj, type) else function_statement(python_function(obj))
     )

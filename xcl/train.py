@@ -61,7 +61,7 @@ def _flat(teachers) -> tuple:
 
 _PRECISIONS = 'fp32', 'bf16'
 
-
+# %% ../nbs/lib/27c_train.ipynb #c010
 @dataclass(frozen=True)
 class Train(RunConfig):
     "One network, trained by one method. Raises TypeError or ValueError for parts that do not fit."
@@ -103,7 +103,7 @@ class Train(RunConfig):
         "Return the trained network, eval mode, on the CPU; it is trained first where it is not."
         return trained(ensure(self, runtime))
 
-
+# %% ../nbs/lib/27c_train.ipynb #c011
 def trained(
     run: Run,  # finished, of a Train
 ) -> nn.Module:  # eval mode, on the CPU
@@ -112,7 +112,7 @@ def trained(
     net.load_state_dict(run.tensors())
     return net.eval()
 
-# %% ../nbs/lib/27c_train.ipynb #c010
+# %% ../nbs/lib/27c_train.ipynb #c012
 def _check_train(cfg: Train) -> None:
     "Raise TypeError or ValueError naming the field of a `Train` that does not fit."
     kinds = dict(net=Net, likelihood=Likelihood, method=Method, recipe=Recipe)

@@ -28,7 +28,7 @@ from xcl.loop import (
 from .nets import build_net
 from .objective import check_objective
 from .recipe import OPTIMISERS
-from .runs import Run
+from .runs import Run, check_state
 from .runtime import broadcast, rank_and_world
 from .soft_targets import label_targets, soft_targets
 from .teachers import fast_layout, fold, predict
@@ -141,6 +141,7 @@ def _restore(self: Trainer) -> None:
     self.losses, self.entropies = self.track
     if found := self.run.load_checkpoint():
         tensors, state = found
+        check_state(state, self.steps, tensors)
         unpack_state(tensors, self.net, self.opt, self.track)
         self.step, self.curve = state['step'], state['curve']
     if broadcast(self.step) != self.step:
@@ -259,7 +260,8 @@ def save(self: Trainer) -> None:
     done = self.step % self.per_epoch
     check_finite(self.losses[:done], self.step - done, self.examples_of)
     tensors = pack_state(self.net, self.opt, self.track)
-    self.run.save_checkpoint(tensors, dict(step=self.step, curve=self.curve))
+    state = dict(step=self.step, steps=self.steps, curve=self.curve)
+    self.run.save_checkpoint(tensors, state)
     self.saved_at = time.monotonic()
 
 # %% ../nbs/lib/27b_trainer.ipynb #c016

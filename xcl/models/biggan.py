@@ -19,7 +19,7 @@ from torch.nn.utils.parametrize import is_parametrized
 def normed(
     layer: nn.Module,  # convolution, linear or embedding
 ) -> nn.Module:
-    "Return the layer with orthogonal initial weight, zero bias, and its weight divided by its largest singular value from now on."
+    "Return the layer with orthogonal initial weight, zero bias and spectral normalisation."
     nn.init.orthogonal_(layer.weight)
     if getattr(layer, 'bias', None) is not None:
         nn.init.zeros_(layer.bias)
@@ -29,7 +29,7 @@ def normed(
 def plain_weights(
     net: nn.Module,  # with layers made by `normed`
 ) -> dict:  # name -> tensor
-    "Return the `state_dict` of the same network without spectral norm: the divided weights, and no state that could move. `net` stays as it is."
+    "Return the `state_dict` without spectral norm: the divided weights. `net` stays as it is."
     net = copy.deepcopy(net).eval()  # in evaluation, reading a weight does not move it
     divided = {
         f'{name}.weight': m.weight.detach()
@@ -40,7 +40,7 @@ def plain_weights(
 
 # %% ../../nbs/lib/18_models_biggan.ipynb #c013
 class CondBN(nn.Module):
-    "BatchNorm whose scale, 1 + a linear map, and shift are functions of a class vector; returns (b, c, h, w)."
+    "BatchNorm whose scale and shift are functions of a class vector; returns (b, c, h, w)."
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ def check_sizes(**sizes: int) -> None:
 def doublings(
     size: int,  # side of the images (px)
 ) -> int:
-    "Return how often 4 has to be doubled to give `size`; raise `ValueError` unless it is 8, 16, 32, ..."
+    "Return log2(size/4); raise `ValueError` unless `size` is 8, 16, 32, ..."
     n = size.bit_length() - 3
     if n < 1 or 4 << n != size:
         raise ValueError(f'size must be 8, 16, 32, ... pixels; got {size}')
@@ -116,7 +116,7 @@ def doublings(
 
 # %% ../../nbs/lib/18_models_biggan.ipynb #c020
 class Generator(nn.Module):
-    "BigGAN's generator; call it with latent and class vectors. Raises `ValueError` for sizes other than 8, 16, 32, ..."
+    "BigGAN's generator of latent and class vectors. Raises `ValueError` unless size is 8, 16, ..."
 
     def __init__(
         self,

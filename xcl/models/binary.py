@@ -49,7 +49,7 @@ binarise = Binarise.apply
 
 # %% ../../nbs/lib/16_models_binary.ipynb #c019
 class BinaryConv2d(nn.Conv2d):
-    "A convolution that uses `binarise(weight)`; what is trained, and stored in a checkpoint, is the real `weight`."
+    "A convolution with `binarise(weight)`; the real `weight` is trained and checkpointed."
 
     def forward(
         self,
@@ -65,7 +65,7 @@ def binary_convs(net: nn.Module) -> dict:  # name -> BinaryConv2d
 
 # %% ../../nbs/lib/16_models_binary.ipynb #c023
 class BinaryUnit(nn.Module):
-    "BatchNorm, clamp to +-2, binary 3x3 convolution with bias, ReLU; plus the shortcut. Returns (b, c_out, h/stride, w/stride)."
+    "BatchNorm, clamp to +-2, binary 3x3 convolution, ReLU; plus the shortcut."
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class BinaryUnit(nn.Module):
 
 # %% ../../nbs/lib/16_models_binary.ipynb #c029
 class BinaryResNet18(ResNet18):
-    "A `ResNet18` with binary weights between stem and classifier; returns logits (b, n_out). Raises `ValueError` as that does."
+    "A `ResNet18` with binary weights between stem and classifier; returns logits (b, n_out)."
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ BINARY_NETS = {
 def weight_bits(
     net: nn.Module,
 ) -> dict:  # {'1 bit': number of weights, '32 bits': number of parameters}
-    "Return how many parameters a deployed network keeps in one bit and in 32; a scale per binary output channel is among the latter."
+    "Return the parameters a packed file keeps in one bit and in 32; scales are in 32."
     convs = binary_convs(net).values()
     ones = sum(m.weight.numel() for m in convs)
     return {

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 def check_images(
     x: Tensor,  # images, (b, 3, h, w), floating point, in [0, 1]
 ) -> None:
-    "Return nothing; raise `ValueError` unless shape and type are those of a batch of colour images."
+    "Return nothing; raise `ValueError` unless shape and type are those of colour images."
     if x.ndim != 4 or x.shape[1] != 3:
         raise ValueError(f'images must be (b, 3, h, w); got {tuple(x.shape)}')
     if not x.is_floating_point():
@@ -31,7 +31,7 @@ def _at_least_1(name, value):
 
 # %% ../../nbs/lib/15_models_cifar.ipynb #c010
 class Classifier(nn.Module):
-    "What both networks share: the checked number of outputs, and the normalisation of their input. Raises `ValueError` for other values."
+    "Base of image networks: number of outputs and normalisation, checked. Raises `ValueError`."
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Classifier(nn.Module):
 
 # %% ../../nbs/lib/15_models_cifar.ipynb #c015
 class ConvBN(nn.Module):
-    "A convolution and the BatchNorm that directly follows it; returns (b, c_out, h/stride, w/stride), rounded up."
+    "A convolution and its BatchNorm; returns (b, c_out, h/stride, w/stride), rounded up."
 
     fold_pairs = (('conv', 'bn'),)  # what the inference form can make one convolution of
 
@@ -68,7 +68,7 @@ class ConvBN(nn.Module):
         c_out: int,  # channels out
         k: int,  # side of the kernel (px), odd
         stride: int = 1,  # stride (px)
-        bias: bool = False,  # of the convolution: idle before a BatchNorm, but some references count it
+        bias: bool = False,  # of the convolution; without effect, but some references count it
         conv: type = nn.Conv2d,  # kind of convolution
     ):
         super().__init__()
@@ -110,7 +110,7 @@ def basic_stage(c_in: int, c_out: int, stride: int) -> tuple:
 
 
 class ResNet18(Classifier):
-    "Eighteen-layer residual network for small images; returns logits (b, n_out). Raises `ValueError` for `width` or `n_out` below 1."
+    "ResNet-18 for small images; returns logits (b, n_out). Raises `ValueError` for sizes below 1."
 
     def __init__(
         self,
@@ -137,10 +137,10 @@ class ResNet18(Classifier):
 
 # %% ../../nbs/lib/15_models_cifar.ipynb #c023
 def pyramid_widths(
-    depth: int = 200,  # layers, 9n+2 with n = 1, 2, ...: three stages of n blocks of three convolutions, stem and classifier
+    depth: int = 200,  # layers, 9n+2: three stages of n blocks, stem and classifier
     alpha: float = 240.0,  # how much wider the last block is than the stem (channels), above 0
 ) -> list:  # 3n whole numbers
-    "Return the width of every block, 16 to 16+alpha; raises `ValueError` for other depths or alphas."
+    "Return the width of every block, up to 16+alpha; raises `ValueError` for other values."
     if type(depth) is not int or depth < 11 or (depth - 2) % 9:
         raise ValueError(f'depth must be 9n+2 (11, 20, 29, ..., 200); got {depth!r}')
     if not 0 < alpha < float('inf'):
@@ -150,13 +150,13 @@ def pyramid_widths(
 
 # %% ../../nbs/lib/15_models_cifar.ipynb #c027
 class PyramidBlock(nn.Module):
-    "Pyramidal bottleneck of three convolutions; returns (b, 4*width, h/stride, w/stride), sizes rounded up."
+    "Pyramidal bottleneck; returns (b, 4*width, h/stride, w/stride), sizes rounded up."
 
     def __init__(
         self,
         c_in: int,  # channels in, at most 4*width
         width: int,  # channels of the inner convolutions; a quarter of those out
-        stride: int = 1,  # 1 or 2: stride of the 3x3 convolution, and of the shortcut's average pool
+        stride: int = 1,  # 1 or 2, of the 3x3 convolution and of the shortcut's average pool
     ):
         super().__init__()
         self.bn, self.conv1 = nn.BatchNorm2d(c_in), ConvBN(c_in, width, 1)
@@ -168,13 +168,13 @@ class PyramidBlock(nn.Module):
         self,
         x: Tensor,  # (b, c_in, h, w)
     ) -> Tensor:  # (b, 4*width, h/stride, w/stride)
-        "Return the sum of the residual branch and the shortcut, which has zeros in the channels that `x` lacks."
+        "Return branch plus shortcut; the shortcut is zero in the channels that `x` lacks."
         h = self.conv3(F.relu(self.conv2(F.relu(self.conv1(self.bn(x))))))
         return h + F.pad(self.pool(x), (0, 0, 0, 0, 0, self.aux))
 
 # %% ../../nbs/lib/15_models_cifar.ipynb #c030
 class PyramidNet(Classifier):
-    "Residual network that widens with every block; returns logits (b, n_out). Raises `ValueError` for other depths, `alpha` or `n_out`."
+    "PyramidNet; returns logits (b, n_out). Raises `ValueError` for other depths, `alpha`, `n_out`."
 
     def __init__(
         self,

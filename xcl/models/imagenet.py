@@ -29,7 +29,7 @@ class FoldedBasic(resnet.BasicBlock):
 
 
 class FoldedBottleneck(resnet.Bottleneck):
-    'torchvision\'s block of 1x1, 3x3 and 1x1 convolutions, the stride in the 3x3 ("v1.5"); it says what can be folded.'
+    'torchvision\'s bottleneck, stride in the 3x3 ("v1.5"), with its fold pairs.'
 
     fold_pairs = ('conv1', 'bn1'), ('conv2', 'bn2'), ('conv3', 'bn3')
 
@@ -46,7 +46,7 @@ DEPTHS = {
 
 # %% ../../nbs/lib/17_models_imagenet.ipynb #c009
 class _Trunk(resnet.ResNet):
-    "torchvision's ResNet with `width` channels in its stem instead of 64, and all others in proportion."
+    "torchvision's ResNet with `width` channels in its stem, and all others in proportion."
 
     fold_pairs = (('conv1', 'bn1'),)
 
@@ -69,7 +69,7 @@ class _Trunk(resnet.ResNet):
 
 # %% ../../nbs/lib/17_models_imagenet.ipynb #c011
 class ResNet(Classifier):
-    "torchvision's ResNet behind its own normalisation; returns logits (b, n_out). Raises `ValueError` for other depths, widths or `n_out`."
+    "torchvision's ResNet with normalisation; returns logits (b, n_out). Raises `ValueError`."
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ def flops(
     size: int,  # side of the images, pixels
     backward: bool = False,  # count forward and backward, as in training
 ) -> int:  # operations per image, a multiply-add being 2
-    "Count what convolutions and matrix products of `net` do for one image. Raises what `net` raises on images of this size."
+    "Count the operations of convolutions and matrix products for one image. Raises as `net`."
     net = copy.deepcopy(net).to('meta').eval().requires_grad_(backward)
     with FlopCounterMode(display=False) as counter:
         out = net(torch.empty(1, 3, size, size, device='meta'))
@@ -135,7 +135,7 @@ def conv_bn_pairs(
     net: nn.Module,  # called with images; it stays as it is
     size: int,  # side of the images, pixels
 ) -> tuple:  # of (convolution, BatchNorm), dotted names
-    "Return which plain convolutions a plain BatchNorm directly follows, each called once. Raises what `net` raises on images of this size."
+    "Return pairs of a convolution and its BatchNorm, each called once. Raises as `net`."
     net, made, taken, calls = copy.deepcopy(net).to('meta').eval(), {}, [], Counter()
 
     def after_conv(name):
@@ -164,7 +164,7 @@ def conv_bn_pairs(
 
 # %% ../../nbs/lib/17_models_imagenet.ipynb #c037
 class TimmNetwork(Classifier):
-    "A network behind its own normalisation, with what can be folded in it; returns logits (b, n_out). `timm_network` makes it."
+    "A network with normalisation and fold pairs; returns logits (b, n_out). See `timm_network`."
 
     def __init__(
         self,
@@ -220,7 +220,7 @@ def timm_network(
     mean: tuple = None,  # of the channels; None: what timm says of this name
     std: tuple = None,  # likewise
 ) -> TimmNetwork:  # with initial weights
-    "Return a timm architecture that takes images in [0, 1]. Raises `ValueError` for unknown names, and for mean and std not of 3 channels."
+    "Return a timm architecture for images in [0, 1]. Raises `ValueError` for unknown names."
     check_timm_name(name)
     import timm
 

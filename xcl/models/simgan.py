@@ -14,7 +14,7 @@ from torch.nn import functional as F
 def check_signed(
     x: Tensor,  # pictures, (b, 1, h, w), floating point, in [-1, 1]
 ) -> None:
-    "Return nothing; raise `ValueError` unless shape, type and range are those of a batch of grey pictures on tanh's scale."
+    "Return nothing; raise `ValueError` unless grey images (b, 1, h, w) in [-1, 1] are given."
     if x.ndim != 4 or x.shape[1] != 1 or not x.is_floating_point():
         raise ValueError(
             f'pictures must be floating point (b, 1, h, w); got {x.dtype} {tuple(x.shape)}'
@@ -67,7 +67,7 @@ class Refiner(nn.Module):
 
 # %% ../../nbs/lib/19_models_simgan.ipynb #c021
 class Discriminator(nn.Module):
-    "Real or refined, place by place: (b, 1, h, w) to logits (b, 2, h', w'), channel 1 for real; 36x60 gives 9x15."
+    "Real (channel 1) or refined, per region: (b, 1, h, w) to logits (b, 2, h', w')."
 
     def __init__(self):
         super().__init__()

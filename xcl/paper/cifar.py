@@ -127,7 +127,7 @@ _DATA = {
     'cifar100': 'CIFAR-100',
 }
 
-
+# %% ../../nbs/lib/paper/31_cifar.ipynb #c010
 class CifarSection(Section):
     "A section on small images: A.2, or what a subclass makes of it."
 
@@ -186,7 +186,7 @@ class CifarSection(Section):
         "Return the examples."
         return self.images.load(self.runtime)
 
-# %% ../../nbs/lib/paper/31_cifar.ipynb #c011
+# %% ../../nbs/lib/paper/31_cifar.ipynb #c012
 def seeds_text(seeds: list) -> str:
     "Return 'seed 1' or 'seeds 1 to 3'."
     return f'seed {seeds[0]}' if len(seeds) == 1 else f'seeds {seeds[0]} to {seeds[-1]}'
@@ -240,7 +240,7 @@ def description(self: CifarSection) -> str:
         f'measured on {measured} after the last epoch, without selection.'
     )
 
-# %% ../../nbs/lib/paper/31_cifar.ipynb #c013
+# %% ../../nbs/lib/paper/31_cifar.ipynb #c014
 class PyramidNetSection(CifarSection):
     "A.3: PyramidNets, taught by PyramidNets."
 
@@ -255,7 +255,7 @@ class BinaryNetSection(CifarSection):
     students = 'binary_resnet18'
     teacher_row = BINARY['teacher']
 
-# %% ../../nbs/lib/paper/31_cifar.ipynb #c020
+# %% ../../nbs/lib/paper/31_cifar.ipynb #c021
 @patch
 def row(self: CifarSection, name: str) -> Row:
     "Return a row of the section, or one of the paper that it does not train."
@@ -308,7 +308,7 @@ def views(self: CifarSection, n: int = 10) -> Figure:
         ax.set_title(self.classes[y], fontsize=8)
     return fig
 
-# %% ../../nbs/lib/paper/31_cifar.ipynb #c024
+# %% ../../nbs/lib/paper/31_cifar.ipynb #c025
 def _compared(depth, alpha):
     "Name -> (depth, alpha) of the PyramidNets that are shown."
     name = f'PyramidNet-{depth}, α = {alpha:g}'

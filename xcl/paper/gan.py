@@ -33,8 +33,11 @@ from .params import ParameterError, knob
 from .plots import legend_outside
 from .row import Row, Rows
 from .rows import GAN, RECIPES, added_set, generated_transfers
-from ..refine import Refined, SimGAN, TrainingEyes, drawn_eyes, told_apart
+from ..refine import Refined, SimGAN
+from ..refine_quality import discriminability
 from ..runs import Run, ensure
+from ..simulated_eyes import simulated_eyes
+from ..target_eyes import TrainingEyes
 from ..transfer import MixUp, Transfer, batch_at
 
 # %% ../../nbs/lib/paper/34_gan.ipynb #c006
@@ -110,7 +113,7 @@ def people(self: GanSection) -> EyeData:
 def refiner(self: GanSection) -> SimGAN:
     "Return the SimGAN. Procedural target eyes get rendered ones of a studio, which look different."
     P = self.P
-    source = drawn_eyes(studio=not P.eyes_dir)
+    source = simulated_eyes(studio=not P.eyes_dir)
     return simgan_of(P, source, TrainingEyes(self.people), P.seed)
 
 
@@ -133,9 +136,9 @@ def check(self: GanSection) -> GanSection:
     for row in self.rows:
         student = self.student(row, self.P.seed)
         if isinstance(student.method.transfer, Offline):
-            check_stored(student.method.transfer, student.recipe.batch)
+            check_stored(student.method.transfer, student.recipe)
     check_target(self.refiner, self.runtime)
-    check_stored(self.added_eyes, RECIPES['lenet'].batch, 'generated_eyes')
+    check_stored(self.added_eyes, RECIPES['lenet'], 'generated_eyes')
     return super(GanSection, self).check()
 
 # %% ../../nbs/lib/paper/34_gan.ipynb #c019
@@ -277,7 +280,7 @@ def refined_eyes_figure(
 
 
 @patch
-def discriminability(
+def discriminator_table(
     self: GanSection,
     n: int = 320,  # eyes of each kind
 ) -> pd.DataFrame:  # index: eyes
@@ -286,7 +289,7 @@ def discriminability(
     target = real[spread_rows(len(real), n)]
     steps = min(self.P.eye_steps, 200)
     eyes = generated_eyes(self.refiner, self.runtime, seed, n)
-    right = {k: 100 * told_apart(one.x, target, seed, steps) for k, one in eyes.items()}
+    right = {k: 100 * discriminability(one.x, target, seed, steps) for k, one in eyes.items()}
     frame = pd.DataFrame({'told from target eyes (%)': right}).rename_axis('eyes')
     return frame.round(1)
 

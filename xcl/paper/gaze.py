@@ -24,8 +24,11 @@ from .params import ParameterError, Params, SectionParams, knob
 from .row import Row, Rows, likelihood_of
 from .rows import CLAIMS, GAZE, RECIPES, added_set
 from .section import Section
-from ..refine import Refined, SimGAN, TrainingEyes, drawn_eyes, eye_gan, real_eyes
+from ..recipe import Recipe
+from ..refine import Refined, SimGAN, eye_gan
 from ..runtime import RuntimeConfig
+from ..simulated_eyes import simulated_eyes
+from ..target_eyes import TrainingEyes, real_eyes
 from ..transfer import Transfer
 
 # %% ../../nbs/lib/paper/32_gaze.ipynb #c006
@@ -100,11 +103,13 @@ def check_target(
 
 def check_stored(
     transfer: Offline,
-    batch: int,  # examples in a batch
+    recipe: Recipe,  # of the student
     name: str = 'generated',  # of the parameter
 ) -> None:
     "Raise ParameterError where a stored set is too small for its share of a batch, or gets none."
-    n, taken = transfer.set.n, batch - transfer.num_live(batch)
+    n, batch = transfer.set.n, recipe.batch
+    size = batch // recipe.num_micro_batches
+    taken = (size - transfer.num_live(size)) * recipe.num_micro_batches
     if taken > n:
         raise ParameterError(
             f'{name} is {n}; a batch of {batch} takes {taken} of them: allowed: {taken} or more'
@@ -173,7 +178,7 @@ class GazeSection(Section):
 def gan(self: GazeSection, seed: int) -> SimGAN:
     "Return the SimGAN of a seed. Raises what `real_eyes` raises."
     P = self.P
-    source = drawn_eyes(studio=P.dataset == 'procedural')
+    source = simulated_eyes(studio=P.dataset == 'procedural')
     if P.unlabelled:
         return simgan_of(P, source, real_eyes(P.unlabelled), P.seed, P.lam)
     return simgan_of(P, source, TrainingEyes(self.data(seed)), seed, P.lam)
@@ -202,15 +207,15 @@ def transfer(self: GazeSection, row: Row, seed: int) -> Transfer:
 @patch
 def check_seed(self: GazeSection, seed: int) -> None:
     "Raise ParameterError where a seed's eyes are too few, and what the data raises."
-    n, batch = len(self.sets(seed)[0]), RECIPES['lenet'].batch
-    if n < batch:
+    n, recipe = len(self.sets(seed)[0]), RECIPES['lenet']
+    if n < recipe.batch:
         raise ParameterError(
             f'per_person is {self.P.per_person}, which leaves {n} eyes to train on; '
-            f'allowed: {batch} or more, a batch'
+            f'allowed: {recipe.batch} or more, a batch'
         )
     added = [self.transfer(row, seed) for row in self.rows if row.transfer is None]
     for transfer in added:
-        check_stored(transfer, batch)
+        check_stored(transfer, recipe)
     if 'XCL-GAN' in self.rows:
         check_target(self.gan(seed), self.runtime)
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, fields
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
+from fastcore.basics import patch
+
 from .row import Rows
 
 # %% ../../nbs/lib/paper/01_params.ipynb #c006
@@ -196,21 +198,26 @@ class Params:
         ns['_checked'] = True  # when the cell runs again, the namespace holds other values, too
         return P
 
-    def check(self) -> None:
-        "Raise ParameterError for parameters that do not go together; for subclasses."
+# %% ../../nbs/lib/paper/01_params.ipynb #c015
+@patch
+def check(self: Params) -> None:
+    "Raise ParameterError for parameters that do not go together; for subclasses."
 
-    def to_dict(self) -> dict:
-        "Return every parameter as it can be given again (papermill -f)."
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
 
-    @property
-    def changed(self) -> dict:
-        "Return the parameters that differ from the preset's, as in `to_dict`."
-        defaults = {f.name: self._default(f, self.preset) for f in fields(self)}
-        plain = {k: _plain(v) for k, v in defaults.items()} | dict(preset=self.preset)
-        return {k: v for k, v in self.to_dict().items() if v != plain[k]}
+@patch
+def to_dict(self: Params) -> dict:
+    "Return every parameter as it can be given again (papermill -f)."
+    return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
 
-# %% ../../nbs/lib/paper/01_params.ipynb #c016
+
+@patch(as_prop=True)
+def changed(self: Params) -> dict:
+    "Return the parameters that differ from the preset's, as in `to_dict`."
+    defaults = {f.name: self._default(f, self.preset) for f in fields(self)}
+    plain = {k: _plain(v) for k, v in defaults.items()} | dict(preset=self.preset)
+    return {k: v for k, v in self.to_dict().items() if v != plain[k]}
+
+# %% ../../nbs/lib/paper/01_params.ipynb #c017
 @dataclass(frozen=True, kw_only=True)
 class SectionParams(Params):
     "Parameters of every experiment that trains."

@@ -49,7 +49,7 @@ def _paper_curves(ax, paper, names, alone):
             error = np.nan_to_num(v['std'].astype(float))
             ax.errorbar(v.knob, v.value, yerr=error, fmt=marker, ls=':', label=label, **PAPER_STYLE)
 
-
+# %% ../../nbs/lib/paper/13_plots_knobs.ipynb #c006
 def _reach(paper):
     "The paper's values, less and plus their standard deviation."
     if paper is None:
@@ -78,7 +78,7 @@ def plot_knob(
     ax.set_ylabel(axis_label(metric))
     return tuple(dict.fromkeys((ax, panel)))
 
-# %% ../../nbs/lib/paper/13_plots_knobs.ipynb #c007
+# %% ../../nbs/lib/paper/13_plots_knobs.ipynb #c008
 def _level(ax, height, colour, text):
     "A dashed horizontal line with its name at the right end."
     ax.axhline(height, color=colour, ls='--', lw=1.2)
@@ -108,7 +108,7 @@ def plot_smoothing(
     if paper is not None or frame.row.nunique() > 1:
         legend_outside(axes[-1])
 
-# %% ../../nbs/lib/paper/13_plots_knobs.ipynb #c012
+# %% ../../nbs/lib/paper/13_plots_knobs.ipynb #c013
 TEMPERATURES = 1.0, 1.5, 2.0, 5.0, 10.0  # of tables 4 and 5
 
 
@@ -140,7 +140,7 @@ def _all_handles(axes):
         handles |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels())}
     return list(handles.values())
 
-# %% ../../nbs/lib/paper/13_plots_knobs.ipynb #c016
+# %% ../../nbs/lib/paper/13_plots_knobs.ipynb #c017
 def plot_entropy(
     frame: pd.DataFrame,  # columns T, row, temper ('members' or 'mean'), entropy (%); by seed
     colours: dict,  # row -> colour

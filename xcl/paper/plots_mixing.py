@@ -9,7 +9,6 @@ __all__ = ['plot_mixing']
 from collections.abc import Callable
 
 import matplotlib.pyplot as plt
-import numpy as np
 import torch
 
 from ..data import Examples, inputs
@@ -28,7 +27,7 @@ def plot_mixing(
         torch.stack([w * t[0] + (1 - w) * t[1] for w in lam]) for t in (*inputs(pair), pair.y)
     )
     out = f(x, pose)
-    predicted, sigma = likelihood.mean(out), np.rad2deg(likelihood.std(out).detach().cpu())
+    predicted, sigma = likelihood.mean(out), torch.rad2deg(likelihood.std(out)).tolist()
     pixels = (255 * x).round().to(torch.uint8)
     fig, axs = plt.subplots(1, steps, figsize=(1.5 * steps, 1.5))
     for i, ax in enumerate(axs):

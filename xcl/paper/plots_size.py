@@ -42,7 +42,7 @@ def plot_size(
     if len(families) == 1 and len(points):
         _widths_on_top(ax, points)
 
-
+# %% ../../nbs/lib/paper/14_plots_size.ipynb #c006
 def _size_curve(ax, points, colour, style):
     "One row of one family; markers of single seeds are open."
     megabytes = points.bytes / 1e6

@@ -159,7 +159,7 @@ def columns_height(
     "Return the height of a figure of images with bars below them."
     return 10 / k + 0.24 * top + 1.4
 
-
+# %% ../../nbs/lib/paper/21b_predictions.ipynb #c016
 def draw_mixtures(
     fig,  # Figure or SubFigure
     predict: Callable,  # as for `mixing_strip`
@@ -199,7 +199,7 @@ def mixing_strip(
     draw_mixtures(fig, predict, pair, names, transfer, lam, top, show_images, label)
     return fig
 
-# %% ../../nbs/lib/paper/21b_predictions.ipynb #c020
+# %% ../../nbs/lib/paper/21b_predictions.ipynb #c021
 def _batch_titles(batch, n):
     "Titles of a batch's first images: how each was mixed, and its λ."
     if batch.mix is None:
@@ -231,7 +231,7 @@ def mixed_batch(
     _columns(fig, x, predictions, targets, names, titles, colours, top, show_images, 'teacher')
     return fig
 
-# %% ../../nbs/lib/paper/21b_predictions.ipynb #c025
+# %% ../../nbs/lib/paper/21b_predictions.ipynb #c026
 TEMPER_LABELS = {
     'members': 'each member tempered,\nthen averaged',
     'mean': 'averaged,\nthen tempered',
@@ -280,7 +280,7 @@ def check_members(
     if logits.ndim != ndim:
         raise ValueError(f'logits are {tuple(logits.shape)}; allowed: {allowed}')
 
-# %% ../../nbs/lib/paper/21b_predictions.ipynb #c026
+# %% ../../nbs/lib/paper/21b_predictions.ipynb #c027
 def softening(
     logits: Tensor,  # members' logits for one image, (m, classes)
     names,  # of the classes

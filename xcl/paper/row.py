@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import pandas as pd
+from fastcore.basics import patch
 
 from ..config import Config
 from ..likelihoods import Categorical, Likelihood, Point
@@ -67,25 +68,28 @@ class Row:
         "Return the row with another transfer set, e.g. one that needs a generator."
         return replace(self, transfer=transfer)
 
-    def sized(
-        self,
-        net: Config,  # the student's network
-        size: str,  # in the name, e.g. 'full 8'
-    ) -> 'Row':  # without numbers of the paper
-        "Return the row for a student of another size."
-        name, title = f'{self.name}, {size}', f'{self.title}, {size}'
-        return replace(self, name=name, title=title, net=net, paper={})
-
-    @property
-    def method(self) -> Method:
-        "Return transfer set and objective for `Train`. Raises ValueError where no set is chosen."
-        if self.transfer is None:
-            raise ValueError(
-                f'row {self.name} has no transfer set; give that of its generator by .on(...)'
-            )
-        return Method(self.base, self.transfer, self.objective)
-
 # %% ../../nbs/lib/paper/00_row.ipynb #c006
+@patch
+def sized(
+    self: Row,
+    net: Config,  # the student's network
+    size: str,  # in the name, e.g. 'full 8'
+) -> 'Row':  # without numbers of the paper
+    "Return the row for a student of another size."
+    name, title = f'{self.name}, {size}', f'{self.title}, {size}'
+    return replace(self, name=name, title=title, net=net, paper={})
+
+
+@patch(as_prop=True)
+def method(self: Row) -> Method:
+    "Return transfer set and objective for `Train`. Raises ValueError where no set is chosen."
+    if self.transfer is None:
+        raise ValueError(
+            f'row {self.name} has no transfer set; give that of its generator by .on(...)'
+        )
+    return Method(self.base, self.transfer, self.objective)
+
+# %% ../../nbs/lib/paper/00_row.ipynb #c007
 def likelihood_of(
     row: Row,
     kind: type,  # Categorical, Gaussian or another Likelihood
@@ -101,7 +105,7 @@ def likelihood_of(
     soft = dict(temperature=row.T, temper=temper, scale_t2=scale_t2 and row.T != 1)
     return Categorical(eps=row.eps, **sizes, **(soft if row.objective.needs_teacher else {}))
 
-# %% ../../nbs/lib/paper/00_row.ipynb #c013
+# %% ../../nbs/lib/paper/00_row.ipynb #c014
 def _longest(text, names):
     "The longest of `names` that `text` begins with, up to a comma, a space or the end; or None."
     fits = [n for n in names if text.startswith(n) and text[len(n) : len(n) + 1] in ('', ' ', ',')]
@@ -124,7 +128,7 @@ def pick_names(
         raise ValueError(f'{text!r}; allowed: {choices}, each once, one at least')
     return found
 
-
+# %% ../../nbs/lib/paper/00_row.ipynb #c015
 class Rows(tuple):
     "Rows by position and by name. Raises ValueError where two have one name."
 
@@ -167,7 +171,7 @@ class Rows(tuple):
         "Return the names as messages show them."
         return ', '.join(self.names)
 
-# %% ../../nbs/lib/paper/00_row.ipynb #c016
+# %% ../../nbs/lib/paper/00_row.ipynb #c018
 def rows_frame(
     rows: Rows,
 ) -> pd.DataFrame:  # row, title, transfer set, objective, and the paper's numbers

@@ -10,7 +10,9 @@ __all__ = ['SMOOTHINGS', 'TEMPERATURES', 'CIFAR', 'TEACHERS', 'BINARY', 'PYRAMID
 from dataclasses import dataclass, replace
 
 from ..config import Config
-from ..generated import GeneratedSet, Offline, Online, Sampled
+from ..generated import Offline, Online
+from ..generated_sets import GeneratedSet
+from ..generators import Sampled
 from ..objective import Labels
 from .palette import COLOURS
 from .row import Row, Rows
@@ -58,7 +60,7 @@ _DISTIL = Row('KD', Empirical(), colour=COLOURS['KD'], title='Knowledge distilla
 _EXTRA = Row(
     'XCL-Mix', RandomChoice(), colour=COLOURS['XCL'], title='Extracurricular learning, mixed'
 )
-_TEACHER = Row('teacher', CutMix(), Labels(), colour=COLOURS['teacher'], title='Teacher')
+_TEACHER = dict(name='teacher', title='Teacher', colour=COLOURS['teacher'])
 
 # %% ../../nbs/lib/paper/00_rows.ipynb #c008
 CIFAR = Rows(
@@ -69,7 +71,7 @@ CIFAR = Rows(
         _CUTMIX.on(_HALF_CUT),
         replace(_DISTIL, paper_at=_KD).at(T=1),
         replace(_EXTRA, paper_at=_XCL).at(T=1),
-        replace(_TEACHER.on(_HALF_CUT), paper=_numbers(top1=84.6)),
+        replace(_CUTMIX.on(_HALF_CUT), **_TEACHER, paper=_numbers(top1=84.6)),
     )
 )
 
@@ -132,7 +134,7 @@ GAZE = Rows(
         _EXTRA.on(MixUp()),
         Row('XCL-Sim', colour=COLOURS['XCL-Sim'], title='Extracurricular learning, rendered eyes'),
         Row('XCL-GAN', colour=COLOURS['XCL-GAN'], title='Extracurricular learning, refined eyes'),
-        _TEACHER.on(MixUp()),
+        replace(_MIXUP, **_TEACHER),
     )
 )
 
@@ -163,7 +165,7 @@ IMAGENET = Rows(
             colour=COLOURS['XCL-GAN'],
             title='Extracurricular learning, generated',
         ),
-        replace(_TEACHER, paper=_numbers(top1=81.6)),
+        replace(_CUTMIX, **_TEACHER, paper=_numbers(top1=81.6)),
     )
 )
 

@@ -68,31 +68,6 @@ class Section:
         "Return the setting in one sentence; captions take what stands before its first colon."
         raise NotImplementedError(f'{type(self).__name__}.description')
 
-    def likelihood(self, row: Row, data: Config) -> Likelihood:
-        "Return the likelihood of a row."
-        return likelihood_of(row, Categorical, classes=data.classes)
-
-    def recipe(self, row: Row, net: Net, budget: float) -> Recipe:
-        "Return the recipe of a row at a fraction of its epochs."
-        return replace(RECIPES[net.name].scaled(budget), **dict(row.recipe))
-
-    def transfer(self, row: Row, seed: int) -> Transfer:
-        "Return the transfer set of a row; one that needs a generator is made here."
-        return row.transfer
-
-    def teacher_name(self, row: Row) -> str:
-        "Return the name of a row's teacher; several where a section compares teachers."
-        return 'teacher'
-
-    def seeds_of(self, row: Row) -> list:
-        "Return the seeds of a row."
-        return self.seeds
-
-    def pairs(self) -> list:  # of (row, other)
-        "Return the differences that the summary states."
-        wanted = [('XCL-Mix', 'KD'), ('XCL-Mix', 'ERM')]
-        return [pair for pair in wanted if all(name in self.rows for name in pair)]
-
     @cached_property
     def records(self) -> pd.DataFrame:  # section, row, seed, metric, value
         "Return every score of every row and seed."
@@ -104,13 +79,51 @@ class Section:
         clause = self.description.split(':')[0]
         return Page(self.folder, self.P.preset, clause, self.setting, self.P.show_images)
 
-    @property
-    def setting(self) -> str:
-        "Return every parameter, the data, and the commits that made the runs, in one line."
-        made_by = [r.provenance for runs in self.runs.values() for r in runs]
-        return provenance_line(self.P.to_dict(), provenance=made_by)
-
 # %% ../../nbs/lib/paper/30_section.ipynb #c008
+@patch
+def likelihood(self: Section, row: Row, data: Config) -> Likelihood:
+    "Return the likelihood of a row."
+    return likelihood_of(row, Categorical, classes=data.classes)
+
+
+@patch
+def recipe(self: Section, row: Row, net: Net, budget: float) -> Recipe:
+    "Return the recipe of a row at a fraction of its epochs."
+    return replace(RECIPES[net.name].scaled(budget), **dict(row.recipe))
+
+
+@patch
+def transfer(self: Section, row: Row, seed: int) -> Transfer:
+    "Return the transfer set of a row; one that needs a generator is made here."
+    return row.transfer
+
+
+@patch
+def teacher_name(self: Section, row: Row) -> str:
+    "Return the name of a row's teacher; several where a section compares teachers."
+    return 'teacher'
+
+
+@patch
+def seeds_of(self: Section, row: Row) -> list:
+    "Return the seeds of a row."
+    return self.seeds
+
+
+@patch
+def pairs(self: Section) -> list:  # of (row, other)
+    "Return the differences that the summary states."
+    wanted = [('XCL-Mix', 'KD'), ('XCL-Mix', 'ERM')]
+    return [pair for pair in wanted if all(name in self.rows for name in pair)]
+
+# %% ../../nbs/lib/paper/30_section.ipynb #c009
+@patch(as_prop=True)
+def setting(self: Section) -> str:
+    "Return every parameter, the data, and the commits that made the runs, in one line."
+    made_by = [r.provenance for runs in self.runs.values() for r in runs]
+    return provenance_line(self.P.to_dict(), provenance=made_by)
+
+# %% ../../nbs/lib/paper/30_section.ipynb #c011
 @patch
 def config(
     self: Section,
@@ -167,7 +180,7 @@ def student(self: Section, row: Row, seed: int) -> Train:
     row = row.on(self.transfer(row, seed))
     return self.config(row, seed, self.data(seed), self.P.budget, teachers)
 
-# %% ../../nbs/lib/paper/30_section.ipynb #c009
+# %% ../../nbs/lib/paper/30_section.ipynb #c012
 @patch(as_prop=True)
 def grid(self: Section) -> dict:  # (row, seed) -> tuple of configs; the teachers of a seed first
     "Return everything that the section trains."
@@ -181,7 +194,7 @@ def grid(self: Section) -> dict:  # (row, seed) -> tuple of configs; the teacher
         found |= {key: (student,) for key, student in students.items()}
     return found
 
-# %% ../../nbs/lib/paper/30_section.ipynb #c011
+# %% ../../nbs/lib/paper/30_section.ipynb #c014
 @patch
 def check(self: Section) -> 'Section':
     "Raise ParameterError, OSError or what the data raises where the section cannot run to its end."
@@ -195,7 +208,7 @@ def check(self: Section) -> 'Section':
     check_room(configs, self.runtime)
     return self
 
-# %% ../../nbs/lib/paper/30_section.ipynb #c013
+# %% ../../nbs/lib/paper/30_section.ipynb #c016
 @patch
 def run(self: Section) -> 'Section':
     "Find or train everything, teachers first; interrupted runs continue. Writes records.json."
@@ -215,13 +228,14 @@ def run(self: Section) -> 'Section':
 @patch
 def runs_table(self: Section) -> pd.DataFrame:
     "Return one line for each student, and one for each teacher: its members, their mean score."
-    label = METRICS[self.metric].label
+    metric = METRICS[self.metric]
+    label = f'{metric.label} ({metric.unit})'
     lines = [
         dict(
             row=row,
             seed=seed,
             networks=len(runs),
-            **{label: sum(r.result[self.metric] for r in runs) / len(runs)},
+            **{label: round(sum(r.result[self.metric] for r in runs) / len(runs), 2)},
             steps=runs[0].result['steps'],
             folder=runs[0].folder.name,
         )
@@ -229,7 +243,7 @@ def runs_table(self: Section) -> pd.DataFrame:
     ]
     return pd.DataFrame(lines).set_index(['row', 'seed'])
 
-# %% ../../nbs/lib/paper/30_section.ipynb #c015
+# %% ../../nbs/lib/paper/30_section.ipynb #c018
 @patch
 def score_members(
     self: Section,
@@ -264,18 +278,16 @@ def scores(
     return result | (dict(entropy=100 * result['target_entropy']) if known else {})
 
 
-def collect_records(
-    self: Section,  # finished
-) -> pd.DataFrame:  # section, row, seed, metric, value
+def collect_records(exp: Section) -> pd.DataFrame:  # section, row, seed, metric, value
     "Return the scores of every student and teacher as a tidy frame."
     found = []
-    for (name, seed), configs in self.grid.items():
-        scores = self.scores(name, configs, self.runs.get((name, seed), []))
+    for (name, seed), configs in exp.grid.items():
+        scores = exp.scores(name, configs, exp.runs.get((name, seed), []))
         known = {k: v for k, v in scores.items() if k in METRICS}
-        found += record(self.name, name, seed, **known)
+        found += record(exp.name, name, seed, **known)
     return pd.DataFrame(found)
 
-# %% ../../nbs/lib/paper/30_section.ipynb #c016
+# %% ../../nbs/lib/paper/30_section.ipynb #c019
 @patch(as_prop=True)
 def curves(self: Section) -> pd.DataFrame:  # row, seed, member, epoch, lr, loss and the scores
     "Return the curves of all runs."
@@ -297,10 +309,7 @@ def best(self: Section, rows: list) -> str:
 
 
 @patch
-def predictions(
-    self: Section,
-    row: str,
-) -> list:  # of dict(out, y, group), one for each seed
+def predictions(self: Section, row: str) -> list:  # of dict(out, y, group), for each seed
     "Return what the networks of a row predict on the validation set."
     return [r.tensors('predictions') for (k, _), rs in self.runs.items() if k == row for r in rs]
 
@@ -316,7 +325,7 @@ def ensemble(
     kind = self.likelihood(self.teacher_row, runs[0].cfg.data)
     return Ensemble([trained(r) for r in runs], kind)
 
-# %% ../../nbs/lib/paper/30_section.ipynb #c018
+# %% ../../nbs/lib/paper/30_section.ipynb #c021
 @patch(as_prop=True)
 def names(self: Section) -> list:
     "Return the rows of a table: the students, then the teachers."
@@ -364,7 +373,7 @@ def about(self: Section) -> None:
     print(self.description)
     print(self.setting)
 
-# %% ../../nbs/lib/paper/30_section.ipynb #c020
+# %% ../../nbs/lib/paper/30_section.ipynb #c023
 @patch
 def seen_line(self: Section) -> str:
     "Return the scores of all rows, the best first."

@@ -21,6 +21,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import yaml
+from fastcore.basics import patch
 from IPython.display import HTML, Image, display
 from matplotlib.figure import Figure
 
@@ -313,21 +314,23 @@ class Page:
         else:
             raise TypeError(f'{type(obj).__name__} given; allowed: a Figure, DataFrame or widget')
 
-    def _figure(self, fig, name, text, private):
-        "Write and show a figure; a private one is shown in a live front end only."
-        folder = self.private_folder() if private else self.folder
-        path = folder / f'{name}.png'
-        _write_png(fig, path, f'{text} {self.setting}'.strip())
-        if private and not is_live():
-            where = f'$XCL_HOME/{path.relative_to(home()).as_posix()}'
-            print(
-                f'{text}\nNot shown, since a notebook stores what it shows: see {where}.\n'
-                'If the images may be passed on, set show_images = True.'
-            )
-        else:
-            display(Image(path.read_bytes()), HTML(_paragraph(text)))
-
 # %% ../../nbs/lib/paper/20_show.ipynb #c030
+@patch
+def _figure(self: Page, fig, name, text, private):
+    "Write and show a figure; a private one is shown in a live front end only."
+    folder = self.private_folder() if private else self.folder
+    path = folder / f'{name}.png'
+    _write_png(fig, path, f'{text} {self.setting}'.strip())
+    if private and not is_live():
+        where = f'$XCL_HOME/{path.relative_to(home()).as_posix()}'
+        print(
+            f'{text}\nNot shown, since a notebook stores what it shows: see {where}.\n'
+            'If the images may be passed on, set show_images = True.'
+        )
+    else:
+        display(Image(path.read_bytes()), HTML(_paragraph(text)))
+
+# %% ../../nbs/lib/paper/20_show.ipynb #c031
 def _paragraph(text):
     "A text as an HTML paragraph."
     return f'<p>{escape(text, quote=False)}</p>'

@@ -29,18 +29,16 @@ from .row import Row, Rows
 from .section import Section
 from .stats import record
 from .summary import Summary
-from xcl.refine import (
-    Refined,
-    SimGAN,
-    drawn_eyes,
+from ..refine import Refined, SimGAN
+from xcl.refine_quality import (
+    discriminability,
     gaze_evaluator,
     gaze_preservation,
-    pixel_table,
-    real_eyes,
-    told_apart,
-    webcam_eyes,
+    pixel_statistics,
 )
 from ..runs import ensure
+from ..simulated_eyes import simulated_eyes
+from ..target_eyes import real_eyes, webcam_eyes
 from ..train import Train, trained
 from ..transfer import Empirical
 
@@ -83,7 +81,7 @@ def lam_rows(
     rows = enumerate(lams)
     return Rows(Row(f'λ = {lam:g}', Empirical(), colour=f'C{i % 10}') for i, lam in rows)
 
-
+# %% ../../nbs/lib/paper/35_simgan.ipynb #c011
 class SimganSection(Section):
     "Refiners of rendered eyes, one for each λ."
 
@@ -91,7 +89,7 @@ class SimganSection(Section):
 
     def __init__(self, name: str, P: SimganParams):
         super().__init__(name, P, lam_rows(P.lams))
-        self.source = drawn_eyes()
+        self.source = simulated_eyes()
 
     def data(self, seed: int) -> Config:
         "Return the target domain. Raises what `real_eyes` raises."
@@ -142,7 +140,7 @@ class SimganSection(Section):
         check_target(self.gan(self.P.lams[0]), self.runtime)
         return super().check()
 
-# %% ../../nbs/lib/paper/35_simgan.ipynb #c011
+# %% ../../nbs/lib/paper/35_simgan.ipynb #c012
 @patch(as_prop=True)
 def description(self: SimganSection) -> str:
     "Return the setting in one sentence; captions take what stands before its first colon."
@@ -155,7 +153,7 @@ def description(self: SimganSection) -> str:
         f'and {gan.pretrain_d:,} of D alone; measured on {P.measured:,} eyes.'
     )
 
-# %% ../../nbs/lib/paper/35_simgan.ipynb #c015
+# %% ../../nbs/lib/paper/35_simgan.ipynb #c016
 @patch
 def eyes(
     self: SimganSection,  # finished
@@ -182,7 +180,7 @@ def sheet_figure(
     show_eyes(x, gaze=gaze, ncols=10, ax=ax)
     return fig
 
-# %% ../../nbs/lib/paper/35_simgan.ipynb #c016
+# %% ../../nbs/lib/paper/35_simgan.ipynb #c017
 def rendered_figure(exp: SimganSection) -> Figure:
     "Return twenty rendered eyes of as many people, with their gaze."
     found = exp.eyes()['rendered']
@@ -205,7 +203,7 @@ def refined_figure(
     lines += [exp.target.load(exp.runtime)] * target
     return sheet_figure(torch.cat([x[spread_rows(len(x), 10)] for x in lines]))
 
-# %% ../../nbs/lib/paper/35_simgan.ipynb #c020
+# %% ../../nbs/lib/paper/35_simgan.ipynb #c021
 _CURVES = (  # panel, column of the curve, line, words
     (0, 'change', '-', ''),
     (1, 'real_right', '-', 'target, '),
@@ -231,13 +229,13 @@ def training_figure(
         ax.legend(fontsize=6)
     return fig
 
-# %% ../../nbs/lib/paper/35_simgan.ipynb #c023
+# %% ../../nbs/lib/paper/35_simgan.ipynb #c024
 _MEASURES = {  # name in records -> heading
     'change': 'mean |R(x) - x|',
     'moved_deg': 'moved (degrees)',
     'moved_p95_deg': 'moved, 95th percentile',
     'error_after_deg': 'error (degrees)',
-    'told_apart': 'told from target (%)',
+    'discriminability': 'told from target (%)',
     'mean': 'brightness',
     'contrast': 'contrast',
     'sharpness': 'sharpness',
@@ -250,10 +248,10 @@ def measures(
     "Return what is measured on rendered, refined and target eyes."
     P, eyes, target = exp.P, exp.eyes(), exp.target_eyes
     network = trained(ensure(exp.evaluator, exp.runtime))
-    pixels = pixel_table({k: v['x'] for k, v in eyes.items()} | dict(target=target))
+    pixels = pixel_statistics({k: v['x'] for k, v in eyes.items()} | dict(target=target))
 
     def apart(x, y):
-        return dict(told_apart=100 * told_apart(x, y, P.seed, P.discriminator_steps))
+        return dict(discriminability=100 * discriminability(x, y, P.seed, P.discriminator_steps))
 
     found = dict(target=apart(target[::2], target[1::2]))
     for name, one in eyes.items():
@@ -271,7 +269,7 @@ def table(self: SimganSection) -> pd.DataFrame:  # index: eyes
     frame = frame.astype(float).rename(columns=_MEASURES).rename_axis('eyes')
     return frame.round({h: 3 if h == _MEASURES['change'] else 1 for h in frame})
 
-# %% ../../nbs/lib/paper/35_simgan.ipynb #c026
+# %% ../../nbs/lib/paper/35_simgan.ipynb #c027
 def collect_measures(
     exp: SimganSection,  # finished
 ) -> pd.DataFrame:  # section, row, seed, metric, value
@@ -294,9 +292,9 @@ def measures_figure(
         axs[0].stairs(share, np.arange(0, 257, 16), label=name, lw=1.5, color=colour)
     for name, colour in exp.colours.items():
         one = exp.measured[name]
-        axs[1].plot(one['moved_deg'], one['told_apart'], 'o', color=colour, label=name)
+        axs[1].plot(one['moved_deg'], one['discriminability'], 'o', color=colour, label=name)
     for name, line in ('rendered', '--'), ('target', ':'):
-        height = exp.measured[name]['told_apart']
+        height = exp.measured[name]['discriminability']
         axs[1].axhline(height, color=colours[name], ls=line, label=name)
     axs[0].set(xlabel='grey level', ylabel='pixels (%)')
     axs[1].set(xlabel='predictions moved (degrees)', ylabel='told from target (%)')
@@ -305,7 +303,7 @@ def measures_figure(
         legend_outside(ax)
     return fig
 
-# %% ../../nbs/lib/paper/35_simgan.ipynb #c030
+# %% ../../nbs/lib/paper/35_simgan.ipynb #c031
 def _numbers(exp, measure, names, unit):
     "One measure of some sets of eyes, as text."
     return ', '.join(f'{name} {exp.measured[name][measure]:.1f}{unit}' for name in names)
@@ -316,11 +314,11 @@ def summary(self: SimganSection) -> Summary:
     "Return look, gaze, and which refiner comes closest to the target domain, in three lines."
     smoke = 'SMOKE - not a result. ' if self.P.preset == 'smoke' else ''
     names = self.rows.names
-    look = _numbers(self, 'told_apart', ['rendered', *names, 'target'], '%')
+    look = _numbers(self, 'discriminability', ['rendered', *names, 'target'], '%')
     moved = _numbers(self, 'moved_deg', names, ' degrees')
     own = self.measured['rendered']['error_after_deg']
-    best = min(names, key=lambda name: self.measured[name]['told_apart'])
-    gain = self.measured['rendered']['told_apart'] - self.measured[best]['told_apart']
+    best = min(names, key=lambda name: self.measured[name]['discriminability'])
+    gain = self.measured['rendered']['discriminability'] - self.measured[best]['discriminability']
     closer = 'less often than' if gain > 0 else 'no less often than'
     return Summary(
         (

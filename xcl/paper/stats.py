@@ -101,7 +101,7 @@ def paper_number(
     number = [np.nan if v is None else float(v) for v in (value, std)]
     return dict(paper=number[0], paper_std=number[1], derived=bool(rest and rest[0]))
 
-
+# %% ../../nbs/lib/paper/10_stats.ipynb #c012
 def tidy_line(
     row: str,
     metric: str,
@@ -125,7 +125,7 @@ def tidy_line(
         note=note,
     )
 
-
+# %% ../../nbs/lib/paper/10_stats.ipynb #c013
 def summary(
     records: pd.DataFrame,  # columns RECORD_COLUMNS
     metric: str | tuple,  # one or several
@@ -140,7 +140,7 @@ def summary(
         lines += [tidy_line(row, name, wide[row], paper) for row in rows]
     return pd.DataFrame(lines, columns=list(TIDY_COLUMNS))
 
-# %% ../../nbs/lib/paper/10_stats.ipynb #c015
+# %% ../../nbs/lib/paper/10_stats.ipynb #c017
 class Effect(NamedTuple):
     "A mean difference with its 95% interval. All but `n` are NaN where they cannot be computed."
 
@@ -169,7 +169,7 @@ def mean_interval(
         t = np.where(mean == 0, 0.0, np.abs(mean) / error)
     return mean, mean - half, mean + half, 2 * student_t.sf(t, n - 1)
 
-# %% ../../nbs/lib/paper/10_stats.ipynb #c016
+# %% ../../nbs/lib/paper/10_stats.ipynb #c018
 def _measured_once(wide, row, shared):
     "Whether a row stands for all seeds: it is a shared one with a single value."
     return row in shared and wide[row].count() == 1
@@ -203,7 +203,7 @@ def effect_of(
     mean, low, high, p = map(float, mean_interval(differences))
     return Effect(mean, float(differences.std()), n, low, high, p)
 
-# %% ../../nbs/lib/paper/10_stats.ipynb #c017
+# %% ../../nbs/lib/paper/10_stats.ipynb #c019
 def effect(
     records: pd.DataFrame,  # columns RECORD_COLUMNS
     a: str,  # row
@@ -228,7 +228,7 @@ def effects(
         lines.append(dict(a=a, b=b, metric=metric, **found._asdict()))
     return pd.DataFrame(lines)
 
-# %% ../../nbs/lib/paper/10_stats.ipynb #c024
+# %% ../../nbs/lib/paper/10_stats.ipynb #c026
 def gaps(
     records: pd.DataFrame,  # columns RECORD_COLUMNS
     metric: str,  # one with a direction
@@ -263,7 +263,7 @@ def gap(
     "Return one row's gap to the teacher."
     return gaps(records, metric, (row,), teacher, teacher_metric)[row].dropna()
 
-# %% ../../nbs/lib/paper/10_stats.ipynb #c025
+# %% ../../nbs/lib/paper/10_stats.ipynb #c027
 class Reduction(NamedTuple):
     "How much smaller than KD's a mean gap is."
 
@@ -286,7 +286,7 @@ def gap_reduction(
         return Reduction(np.nan, n, False)
     return Reduction(float(100 * (1 - both.gap.mean() / both.kd.mean())), n, True)
 
-# %% ../../nbs/lib/paper/10_stats.ipynb #c031
+# %% ../../nbs/lib/paper/10_stats.ipynb #c033
 def _against(records, metric, rows, paper, reference, relative):
     "Lines of the difference from a row, paired by seed; per cent of it where `relative`."
     wide = by_seed(records, metric, (*rows, reference))
@@ -315,7 +315,7 @@ def _reductions(gap, rows, paper, kd):
         lines.append(line)
     return lines
 
-# %% ../../nbs/lib/paper/10_stats.ipynb #c032
+# %% ../../nbs/lib/paper/10_stats.ipynb #c034
 def compare(
     records: pd.DataFrame,  # columns RECORD_COLUMNS
     metric: str,  # one with a direction
@@ -344,7 +344,7 @@ def compare(
         lines += _reductions(gap[students + [kd] * (kd not in students)], rows, paper, kd)
     return pd.DataFrame(lines, columns=list(TIDY_COLUMNS))
 
-# %% ../../nbs/lib/paper/10_stats.ipynb #c036
+# %% ../../nbs/lib/paper/10_stats.ipynb #c038
 VERDICTS = 'supported', 'contradicted', 'not told apart', 'not run'
 
 
@@ -377,7 +377,7 @@ def holm(
     adjusted[order] = np.maximum.accumulate(np.minimum(1, factors * p[order]))
     return adjusted
 
-# %% ../../nbs/lib/paper/10_stats.ipynb #c037
+# %% ../../nbs/lib/paper/10_stats.ipynb #c039
 class Claim(NamedTuple):
     "A claim of the paper and what was measured."
 

@@ -35,7 +35,7 @@ class FullRecipe:
         return training_facts(dict(net=net, sizes=self.sizes[net], recipe=recipe), self)
 
 
-_SCHEDULE = 'kind', 'epochs', 'milestones', 'schedule', 'part', 'micro_batch'
+_SCHEDULE = 'kind', 'epochs', 'milestones', 'schedule'
 
 
 def training_facts(
@@ -51,7 +51,6 @@ def training_facts(
         budget=recipe['epochs'] / full.recipes[net].epochs,
         **{**full.sizes[net], **facts['sizes']},
         **{k: v for k, v in recipe.items() if k not in _SCHEDULE},
-        micro_batch=recipe.get('micro_batch', recipe.get('part')),
         schedule=[recipe['schedule'], *relative],
     )
 
@@ -89,7 +88,7 @@ def _of_transfer(facts, full):
         return {}
     return dict(transfer=(facts['transfer'], usual.to_dict()))
 
-
+# %% ../../nbs/lib/paper/21a_status.ipynb #c007
 def _of_teachers(facts, full, budget):
     "Differences of the ensemble: a teacher of another network is held against its own full recipe."
     teachers = facts['teachers']
@@ -97,6 +96,8 @@ def _of_teachers(facts, full, budget):
         return {}
     found = {} if len(teachers) == full.members else {'members': (len(teachers), full.members)}
     first = teachers[0]
+    if first.get('given'):
+        return found | dict(given=(first['net'], None))
     if first['net'] == facts['net']:
         like = training_facts(facts, full)
     else:
@@ -116,7 +117,7 @@ def _open_choices(facts):
     }
     return {name: value for name, (value, shown) in said.items() if shown}
 
-
+# %% ../../nbs/lib/paper/21a_status.ipynb #c008
 def distance_from_paper(
     facts: dict,  # of a run: `xcl.paper.ledger.facts_of`
     full: FullRecipe,
@@ -131,7 +132,7 @@ def distance_from_paper(
     found |= _of_teachers(facts, full, own.get('budget'))
     return Distance(found, _open_choices(facts))
 
-# %% ../../nbs/lib/paper/21a_status.ipynb #c007
+# %% ../../nbs/lib/paper/21a_status.ipynb #c009
 _SAID = {
     'network': 'network {}',
     'images': '{:,} images',
@@ -139,6 +140,7 @@ _SAID = {
     'augment': 'other augmentation',
     'transfer': 'other mixing',
     'members': '{} members',
+    'given': 'given teacher {}',
     'precision': '{}',
     'teacher_precision': 'teacher in {}',
     'targets': 'targets in half precision',
@@ -166,7 +168,7 @@ def describe(
     choices = [_said(name, value) for name, value in distance.open.items()]
     return '; '.join([', '.join(differences) or 'full recipe', *choices])
 
-# %% ../../nbs/lib/paper/21a_status.ipynb #c012
+# %% ../../nbs/lib/paper/21a_status.ipynb #c014
 def nearest_runs(
     runs: pd.DataFrame,  # of one cell: columns RUN_COLUMNS
     images: dict,  # source of the data -> training images
@@ -186,7 +188,7 @@ def nearest_runs(
     best = order.sort_values(keys, ascending=[False] * 5 + [True]).setting.iloc[0]
     return runs[runs.setting == best]
 
-# %% ../../nbs/lib/paper/21a_status.ipynb #c015
+# %% ../../nbs/lib/paper/21a_status.ipynb #c017
 FIRST_MEMBER_SEED = 1000  # seeds of teachers' members lie above
 
 
@@ -213,7 +215,7 @@ def _cell_distance(cell, full):
         found = found._replace(open=found.open | dict(shared_teacher=True))
     return found
 
-
+# %% ../../nbs/lib/paper/21a_status.ipynb #c018
 def status_table(
     runs: pd.DataFrame,  # of `xcl.paper.ledger.collect_runs`
     wanted: dict,  # row -> {column of runs: value}
@@ -247,7 +249,7 @@ def status_table(
 
 NOT_YET = 'not yet measured'
 
-
+# %% ../../nbs/lib/paper/21a_status.ipynb #c019
 def measured_at(
     table: pd.DataFrame,  # of `status_table`
 ) -> pd.Series:  # row -> text

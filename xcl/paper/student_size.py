@@ -33,7 +33,7 @@ from ..trainer import build
 # %% ../../nbs/lib/paper/31d_student_size.ipynb #c005
 _FAMILY_NET = {'full': 'resnet18', 'binary': 'binary_resnet18'}
 
-
+# %% ../../nbs/lib/paper/31d_student_size.ipynb #c006
 @dataclass(frozen=True, kw_only=True)
 class StudentSizeParams(ResNet18Params):
     "Parameters of Figure 1; `width` is the teacher's."
@@ -69,7 +69,7 @@ class StudentSizeParams(ResNet18Params):
         except ValueError as e:
             raise ParameterError(f'single_seed is {e}') from None
 
-
+# %% ../../nbs/lib/paper/31d_student_size.ipynb #c007
 class StudentSizeSection(CifarSection):
     "Figure 1: students of several widths, of 32 bits or 1 bit a weight."
 
@@ -91,7 +91,7 @@ class StudentSizeSection(CifarSection):
         count = f'students of {len(self.P.widths)} widths and {len(self.P.binary_widths)} binary'
         return f'{count}, {self.P.budget:g} of the recipe, teacher of width {self.P.width}'
 
-# %% ../../nbs/lib/paper/31d_student_size.ipynb #c007
+# %% ../../nbs/lib/paper/31d_student_size.ipynb #c009
 def family_of(run: Run) -> str:
     "Return 'full precision' or 'binary'."
     return FAMILIES[run.cfg.net.name == 'binary_resnet18']
@@ -130,7 +130,7 @@ def files_table(
         ]
     return pd.DataFrame(lines, columns=list(TIDY_COLUMNS))
 
-
+# %% ../../nbs/lib/paper/31d_student_size.ipynb #c010
 def size_errors_table(
     files: pd.DataFrame,  # of `student_files`
 ) -> pd.DataFrame:  # TIDY_COLUMNS: a row for each size, a metric for each method
@@ -168,7 +168,7 @@ def size_figure(
     legend_size(fig, files, colours)
     return fig
 
-# %% ../../nbs/lib/paper/31d_student_size.ipynb #c009
+# %% ../../nbs/lib/paper/31d_student_size.ipynb #c012
 @patch
 def pairs(self: StudentSizeSection) -> list:
     "Return XCL-Mix against KD and ERM at the widest student of each family."
@@ -204,7 +204,7 @@ def gap_line(self: StudentSizeSection) -> str:
     lines = [super(StudentSizeSection, self).gap_line(row) for row in dict.fromkeys(rows)]
     return ' '.join(lines)
 
-# %% ../../nbs/lib/paper/31d_student_size.ipynb #c011
+# %% ../../nbs/lib/paper/31d_student_size.ipynb #c014
 def changed_signs(
     run: Run,  # finished, of a binary network
 ) -> list:  # per cent, for each 3x3 convolution

@@ -48,7 +48,7 @@ def _taught_by(kind):
     look = dict(name=kind.name, title=kind.title, colour=kind.colour, paper=kind.paper)
     return replace(CIFAR['XCL-Mix'], **look)
 
-
+# %% ../../nbs/lib/paper/31a_teacher_kinds.ipynb #c006
 class TeachersSection(CifarSection):
     "Table 2: XCL-Mix students of several kinds of teachers."
 
@@ -93,7 +93,7 @@ class TeachersSection(CifarSection):
         wanted = [('+ CutMix', '+ LS 0.1'), ('PyramidNet + CutMix', '+ CutMix')]
         return [pair for pair in wanted if all(name in self.rows for name in pair)]
 
-# %% ../../nbs/lib/paper/31a_teacher_kinds.ipynb #c006
+# %% ../../nbs/lib/paper/31a_teacher_kinds.ipynb #c007
 @patch
 def kinds_frame(self: TeachersSection) -> pd.DataFrame:  # index kind; teacher, top1, std, entropy
     "Return the means that the figure of students against teachers shows."
@@ -140,7 +140,7 @@ def gap_line(self: TeachersSection) -> str:
         f'with Ĥ of the targets: {here["with Ĥ"]:.2f} (paper {paper["with Ĥ"]:.2f}).'
     )
 
-# %% ../../nbs/lib/paper/31a_teacher_kinds.ipynb #c007
+# %% ../../nbs/lib/paper/31a_teacher_kinds.ipynb #c008
 def students_figure(
     exp: TeachersSection,  # finished
 ) -> Figure:
@@ -161,7 +161,7 @@ def students_figure(
     fig.colorbar(dots, ax=axs, label='Ĥ of the targets (%)')
     return fig
 
-# %% ../../nbs/lib/paper/31a_teacher_kinds.ipynb #c009
+# %% ../../nbs/lib/paper/31a_teacher_kinds.ipynb #c010
 def _two_mixed(exp, batch):
     "Two images of a batch that mix different classes: (image, labels' target, λ) each."
     y = exp.sets[0].y
