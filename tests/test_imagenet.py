@@ -148,7 +148,7 @@ def test_many_processes_are_shown_their_command(xcl_home):
     assert 'torchrun --standalone --nproc-per-node 4' in str(e.value)
     (plan,) = xcl_home.rglob('plans/*.json')
     wanted = read_plan(plan)
-    assert [c.method.name for c in wanted] == ['teacher', 'ERM', 'KD', 'XCL-Mix', 'XCL-GAN']
+    assert [c.method.name for c in wanted] == ['CutMix', 'ERM', 'KD', 'XCL-Mix', 'XCL-GAN']
     assert not any((xcl_home / folder(c)).exists() for c in wanted)
 
 
