@@ -1,8 +1,8 @@
 """Generated images across processes: killed sets, soft targets and students end in the same bytes.
 
-What cannot be used is refused before anything is trained, and kept. Digits, networks of width 16, 128 training
-images; a generator that needs no training stands in for a GAN. Real kills happen in child processes, which have
-one thread (see children.py).
+What cannot be used is refused before anything is trained, and kept. Digits, networks of width 16, 128
+training images; a generator that needs no training stands in for a GAN. Real kills happen in child
+processes, which have one thread (see children.py).
 """
 
 import errno
