@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 from xcl.config import from_dict
 from xcl.generated import Online
@@ -28,6 +28,7 @@ from xcl.transfer import Empirical, Mix, MixUp, Transfer
 
 RECIPE = Recipe('sgd', 0.1, batch=16, epochs=2)
 HERE = RuntimeConfig('cpu', progress=False)
+SHAPE = 3, 12, 12  # of an image
 
 
 def shapes(n, seed):
@@ -69,7 +70,7 @@ def data():
 
 def trained(method, data, **kw):
     "The finished run of a tiny student."
-    teachers = (given(linear(0), classes=3),) if method.objective.needs_teacher else ()
+    teachers = (given(linear(0), classes=3, shape=SHAPE),) if method.objective.needs_teacher else ()
     kw = dict(seed=1, teachers=teachers) | kw
     return ensure(Train(net(Tiny), Categorical(3), data, method, RECIPE, **kw), HERE)
 
@@ -79,7 +80,7 @@ def trained(method, data, **kw):
 
 def test_a_live_teacher_and_a_class_of_ones_own():
     data = own((X, Y), (X_VAL, Y_VAL), classes=3)
-    teacher = given(linear(0), classes=3)
+    teacher = given(linear(0), classes=3, shape=SHAPE)
     for row in 'KD', 'XCL-Mix':
         method = METHODS[row]
         run = ensure(
@@ -89,8 +90,18 @@ def test_a_live_teacher_and_a_class_of_ones_own():
         assert run.done and 0 <= run.result['top1'] <= 100 and run.result['steps'] == 6
 
 
+class Pictures(Dataset):
+    "PIL images and labels."
+
+    def __len__(self):
+        return len(X)
+
+    def __getitem__(self, i):
+        return Image.fromarray(X[i].transpose(1, 2, 0)), int(Y[i])
+
+
 def test_a_dataset_of_ones_own(data):
-    pairs = [(Image.fromarray(x.transpose(1, 2, 0)), int(y)) for x, y in zip(X, Y)]
+    pairs = Pictures()
     tensors = TensorDataset(torch.from_numpy(X_VAL), torch.from_numpy(Y_VAL))
     assert own(pairs, tensors, classes=3).hash == data.hash, 'the same pixels are the same data'
     assert trained(METHODS['ERM'], own(pairs, tensors, classes=3)).done
@@ -102,11 +113,11 @@ def test_an_ensemble_of_two_weight_files(data, tmp_path):
         checkpoint = dict(state_dict=Tiny(3).state_dict(), epoch=7, best=np.float64(0.5))
         torch.save(checkpoint, tmp_path / f'{seed}.pth.tar')
     paths = [tmp_path / f'{seed}.pth.tar' for seed in (1, 2)]
-    teacher = given(*paths, net=net(Tiny), classes=3)
+    teacher = given(*paths, net=net(Tiny), classes=3, shape=SHAPE)
     run = trained(METHODS['XCL-Mix'], data, teachers=teacher)
     assert len(run.cfg.teachers) == 2 and run.done
     with pytest.raises(ValueError, match='other|does not fit|missing'):
-        given(*paths, net=net(Tiny, hidden=8), classes=3)
+        given(*paths, net=net(Tiny, hidden=8), classes=3, shape=SHAPE)
 
 
 def test_regression_with_uncertainty(data):
@@ -179,7 +190,7 @@ def test_an_edited_class_other_weights_other_pixels_are_other_runs(data):
     darker = own((X // 2, Y), (X_VAL, Y_VAL), classes=3)
     others = [
         Train(net(Tiny), *_parts(first), first.teachers),
-        Train(first.net, *_parts(first), given(linear(1), classes=3)),
+        Train(first.net, *_parts(first), given(linear(1), classes=3, shape=SHAPE)),
         Train(first.net, first.likelihood, darker, first.method, RECIPE, 1, first.teachers),
     ]
     hashes = {first.hash, *(c.hash for c in others)}
@@ -219,7 +230,7 @@ REFUSED = {
         r'NoDraw\.draw',
     ),
     'a teacher with other outputs': (
-        lambda d: trained(METHODS['KD'], d, teachers=given(linear(0, 5), classes=5)),
+        lambda d: trained(METHODS['KD'], d, teachers=given(linear(0, 5), classes=5, shape=SHAPE)),
         ValueError,
         'has 5 outputs; the student has 3',
     ),
