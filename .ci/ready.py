@@ -1,4 +1,4 @@
-"Exit 0 if this interpreter has xcl installed from this checkout and satisfies every requirement in settings.ini."
+"Exit 0 if this interpreter has xcl installed from this checkout, with all that settings.ini requires."
 
 import sys
 from configparser import ConfigParser

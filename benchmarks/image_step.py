@@ -2,7 +2,7 @@
 
     python benchmarks/image_step.py                     prints two tables; about two minutes on a quiet CPU
     python benchmarks/image_step.py --out outputs/benchmarks/image_step.json
-    python benchmarks/image_step.py --device cuda --width 64 --members 8 --images 0 --steps 50 --precision bf16
+    python benchmarks/image_step.py --device cuda --width 64 --members 8 --images 0 --precision bf16
 
 *Plain* is what published code usually does: images from PIL one by one through torchvision's transforms,
 `DataLoader` without workers, torchvision's MixUp and CutMix, SGD with its default settings, contiguous

@@ -30,7 +30,7 @@ def group(item):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    "Group tests for xdist; skip, and say so, what needs a GPU that is not there or time that was not granted."
+    "Group tests for xdist; skip what needs a GPU that is not there, or --slow."
     for o in items:
         if not o.get_closest_marker('xdist_group'):
             o.add_marker(pytest.mark.xdist_group(group(o)))

@@ -1,4 +1,4 @@
-"""A GAN's training that is killed, damaged or asked for twice ends with the same bytes as one that nobody disturbed.
+"""A GAN's training that is killed, damaged or asked for twice ends with the bytes of an undisturbed one.
 
 The processes are real: see children.py.
 """
@@ -196,7 +196,7 @@ def one_thread():
 
 
 def test_the_opened_generator_is_the_run(reference, one_thread):
-    "Asked for by its config alone, it is trained first, evaluator included; asked again, it is found and makes the same images."
+    "By its config alone it is trained first, evaluator included; the second time it is found."
     first, second = (gan().open_generator(HERE) for _ in range(2))
     run = Run(gan(), HERE)
     assert run.done and Run(gan().evaluator.net, HERE).done and sample_steps(run) == [8, 16, 24, 30]

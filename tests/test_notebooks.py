@@ -1,7 +1,7 @@
 """Experiment notebooks as a user runs them: under papermill, at preset smoke, and with slips.
 
-Each notebook is executed once; README's command executes gaze a second time, and must give the same records. What
-a run writes goes below XCL_HOME, so nothing here writes into the checkout.
+Each notebook is executed once; README's command executes gaze a second time, and must give the same records.
+What a run writes goes below XCL_HOME, so nothing here writes into the checkout.
 """
 
 import base64

@@ -37,7 +37,6 @@ from xcl.teachers import Ensemble
 from xcl.train import trained
 from xcl.trainer import Trainer
 
-
 def student(row, name='binary_resnet18', width=16, budget=0.05):
     "A student of 128 digits (one step to an epoch), and its teacher of one network."
     shape = dict(members=1, seeds=1, budget=budget, teacher_budget=0.05)
