@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+
 class Plain(nn.Module):
     "Mean and std are plain attributes: no file of tensors holds them."
 

@@ -17,6 +17,7 @@ from xcl.files import home, read_json, read_tensors, write_json, write_tensors
 from xcl.runs import Run, RunConfig, check_state, ensure, locked, main, run_status, slug_of
 from xcl.runtime import RuntimeConfig, path_of, register_path
 
+
 @dataclass(frozen=True)
 class Walk(RunConfig):
     steps: int

@@ -1,4 +1,7 @@
-"""SimGAN's training killed and taken up again, its samplers, and target domains that are refused. The processes are real: see children.py."""
+"""SimGAN's training killed and resumed, its samplers, and target domains that are refused.
+
+The processes are real: see children.py.
+"""
 
 import os
 import re
@@ -48,7 +51,7 @@ SMALL = SimGAN(
 
 
 def watched(pace=0.0, stop=None):
-    "In a child: say in its log from where training goes on, with how full a history; rest after each step, or die once step `stop` is saved."
+    "In a child: log the first step and the size of the history; sleep after each step, or die after `stop`."
     watch(RefinerTrainer, pace, lambda loop: f', history {loop.history.filled}')
     save = RefinerTrainer.save
 

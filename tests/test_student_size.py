@@ -1,5 +1,5 @@
-"""Section D as a grid: stopped anywhere it goes on where it was, nothing is trained or computed twice, and a file
-that is read elsewhere gives the same outputs.
+"""Section D as a grid: stopped anywhere it goes on where it was, nothing is trained or computed twice, and a
+file that is read elsewhere gives the same outputs.
 
 The processes here are real: see children.py.
 """
@@ -36,6 +36,7 @@ from xcl.runtime import RuntimeConfig
 from xcl.teachers import Ensemble
 from xcl.train import trained
 from xcl.trainer import Trainer
+
 
 def student(row, name='binary_resnet18', width=16, budget=0.05):
     "A student of 128 digits (one step to an epoch), and its teacher of one network."

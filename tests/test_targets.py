@@ -344,7 +344,8 @@ def refuse_room(fd, offset, size):
 
 
 FULL = dict(
-    seen=r'8 steps of soft targets, .* kB each, in \S+ need .* GB more, .* GB are free\. Nothing was written; without',
+    seen=r'8 steps of soft targets, .* kB each, in \S+ need .* GB more, .* GB are free\. '
+    'Nothing was written; without',
     taken='No space left',
 )
 

@@ -15,7 +15,6 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from .content import content_hash
 from .data import Examples
 from .files import write_atomic, write_json
 from .images import ImageData, image_set

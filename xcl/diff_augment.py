@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .config import Config, rng
-from .data import to_signed
 
 # %% ../nbs/lib/29a_diff_augment.ipynb #c005
 def recolour(

@@ -17,7 +17,6 @@ from .data import Examples, ExampleSet, inputs, scaled
 from .generated_sets import GeneratedSet, SetTargets, StoredSet, examples
 from .likelihoods import Likelihood
 from .runs import ensure
-from .runtime import RuntimeConfig
 from .transfer import Batch, Batches, Empirical, Transfer, batch_index
 
 # %% ../nbs/lib/26_generated.ipynb #c006

@@ -21,7 +21,7 @@ from .data import Examples, scaled
 from .likelihoods import Likelihood
 from .records import RecordFile, record_type
 from .runs import Run, RunConfig, ensure, slug_of
-from .runtime import RuntimeConfig, progress
+from .runtime import progress
 from .targets import DTYPES, weights_hash
 from .teachers import Ensemble, predict
 

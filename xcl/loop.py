@@ -8,7 +8,6 @@ __all__ = ['pack_state', 'unpack_state', 'NotFinite', 'check_finite', 'RunningSt
 
 # %% ../nbs/lib/27_loop.ipynb #c002
 import inspect
-import math
 import time
 from collections.abc import Callable
 from typing import Protocol

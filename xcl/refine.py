@@ -11,7 +11,6 @@ import io
 import time
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from fastcore.basics import patch
 from PIL import Image

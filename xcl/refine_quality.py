@@ -6,7 +6,6 @@
 __all__ = ['gaze_evaluator', 'gaze_preservation', 'train_discriminator', 'image_accuracy', 'discriminability', 'pixel_statistics']
 
 # %% ../nbs/lib/31a_refine_quality.ipynb #c002
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +16,7 @@ from .likelihoods import Point
 from .models.simgan import Discriminator
 from .nets import net as network
 from .recipe import Recipe
-from .refine_losses import REAL, REFINED, local_loss
+from .refine_losses import REAL, local_loss
 from .simulated_eyes import Simulated, SimulatedEyes
 from .teachers import fast_layout, predict
 from .train import METHODS, Train

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .config import Config, rng
-from .data import Examples, inputs
+from .data import Examples
 from .runtime import RuntimeConfig
 
 # %% ../nbs/lib/22_transfer.ipynb #c007

@@ -142,7 +142,7 @@ def smoothing_figure(
     points = [(0.0, *CIFAR['ERM'].paper['top1'][:2])]
     points += [(row.eps, *row.paper['top1']) for row in theirs]
     paper = pd.DataFrame(points, columns=['knob', 'value', 'std']).assign(row='LS')
-    colours = exp.colours | dict(LS=CIFAR['LS'].colour)
+    colours = {name: CIFAR[name].colour for name in ('LS', 'XCL-Mix')}
     fig, axs = plt.subplots(1, 2, figsize=(9, 3), layout='constrained', width_ratios=(1, 1.1))
     plot_smoothing(
         knob_frame(exp.records, curve),
