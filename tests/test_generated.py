@@ -1,8 +1,8 @@
-"""Made images across processes and mishaps: sets, answers and students that are killed end in the same bytes, and what cannot be used is refused
-before anything is trained, and kept.
+"""Generated images across processes: killed sets, soft targets and students end in the same bytes.
 
-Digits, networks of width 16, 128 training images; a generator that nobody has to train stands in for a GAN. Real kills happen in children, which
-have one thread (see children.py).
+What cannot be used is refused before anything is trained, and kept. Digits, networks of width 16, 128
+training images; a generator that needs no training stands in for a GAN. Real kills happen in child
+processes, which have one thread (see children.py).
 """
 
 import errno
@@ -24,6 +24,7 @@ from children import (
     assert_same,
     begun,
     checkpoints,
+    digit_net,
     make,
     records,
     start,
@@ -41,23 +42,16 @@ from xcl.generated import Offline, Online
 from xcl.generated_sets import GeneratedSet, SetTargets, StoredSet, StoredTargets
 from xcl.generators import ImageGenerator, Sampled, own_generator
 from xcl.likelihoods import Gaussian
+from xcl.nets import net
+from xcl.objective import Labels, Teacher
+from xcl.paper.rows import RECIPES, added_set, generated_transfers
+from xcl.recipe import Recipe
 from xcl.records import RecordFile
 from xcl.runs import Run, ensure
 from xcl.runtime import RuntimeConfig
-from xcl.teachers import Teacher
-from xcl.train import (
-    GAZE_STUDENT,
-    GAZE_TEACHER,
-    METHODS,
-    Method,
-    Recipe,
-    Train,
-    Trainer,
-    added_set,
-    gan_rows,
-    gaze_students,
-    image_row,
-)
+from xcl.teachers import Ensemble
+from xcl.train import METHODS, Method, Train
+from xcl.trainer import Trainer
 from xcl.transfer import Empirical
 
 HERE = RuntimeConfig('cpu', progress=False, checkpoint_s=1e9)
@@ -66,7 +60,7 @@ MEMBERS = 2
 
 
 class Painter(nn.Module):
-    "(z (b, 16), v (b, 8)) -> images (b, 3, 16, 16) in [-1, 1], the signature of a BigGAN; weights from a seed."
+    "A generator: (z (b, 16), v (b, 8)) -> images (b, 3, 16, 16) in [-1, 1]; weights from a seed."
 
     def __init__(self, seed=1):
         super().__init__()
@@ -120,35 +114,20 @@ def base(tmp_path_factory):
 
 @pytest.fixture
 def ask(base, xcl_home):
-    "A copy of the base in this test's home, and the maker of students: of a transfer set, of a row's temperature."
+    "A copy of the base in this test's home, and the function from a transfer set to a student."
     shutil.copytree(base.home, xcl_home)
 
-    def student(transfer, row='KD', seed=1, **kw):
-        method, likelihood = image_row(row, 10)
-        kw = {**dict(shape=(('width', 16),)), **kw}
-        return Train(
-            'resnet18',
-            likelihood,
-            base.data,
-            replace(method, name='XCL-GAN', transfer=transfer),
-            SMALL,
-            seed,
-            base.members,
-            **kw,
-        )
+    def student(transfer, seed=1, **kw):
+        method = Method('XCL-GAN', transfer, Teacher())
+        return digit_net(base.data, method, SMALL, seed, base.members, **kw)
 
     return student
 
 
 @pytest.fixture
 def counts(monkeypatch):
-    "How many images have been painted, put to teachers, and how many blocks written, in this process."
-    seen, paint, outs, put = (
-        SimpleNamespace(painted=0, asked=0, written=0),
-        ImageGenerator.generate,
-        Teacher.outs,
-        RecordFile.put,
-    )
+    "Images that this process generated and evaluated with teachers, and blocks that it wrote."
+    seen = SimpleNamespace(painted=0, asked=0, written=0)
 
     def counting(name, f, size):
         def g(self, *a, **kw):
@@ -157,9 +136,15 @@ def counts(monkeypatch):
 
         return g
 
-    monkeypatch.setattr(ImageGenerator, 'generate', counting('painted', paint, lambda a: len(a[0])))
-    monkeypatch.setattr(Teacher, 'outs', counting('asked', outs, lambda a: len(a[0])))
-    monkeypatch.setattr(RecordFile, 'put', counting('written', put, lambda a: 1))
+    def images(args):
+        return len(args[0])
+
+    for owner, method, name, size in (
+        (ImageGenerator, 'generate', 'painted', images),
+        (Ensemble, 'member_outputs', 'asked', images),
+        (RecordFile, 'write_record', 'written', lambda args: 1),
+    ):
+        monkeypatch.setattr(owner, method, counting(name, getattr(owner, method), size))
     return seen
 
 
@@ -172,10 +157,15 @@ def loop(cfg):
     return Trainer(cfg, Run(cfg, HERE))
 
 
+def soft(loop, batch, step):
+    "The teachers' soft targets."
+    return loop.targets(batch, step)[1]
+
+
 def same(*batches):
     return all(
         torch.equal(u, v)
-        for u, v in zip(*((*b.inputs, b.index, *b.made.values()) for b in batches))
+        for u, v in zip(*((*b.inputs, b.index, *b.generated.values()) for b in batches))
     )
 
 
@@ -198,13 +188,16 @@ def folders(home, word):
 def test_a_batch_made_twice_is_equal(ask, kind):
     "By two loops, which ask for the steps in another order; another step or seed gives another batch."
     a, b, other = (loop(ask(KINDS[kind], seed=s)) for s in (1, 1, 2))
-    found = {step: a.batch(step) for step in (0, 5, 7)}
+    found = {step: a.batches(step) for step in (0, 5, 7)}
     for step in 7, 0, 5:
-        assert same(found[step], b.batch(step)) and torch.equal(
-            a.soft_targets(found[step], step), b.soft_targets(b.batch(step), step)
-        )
-    assert not same(found[5], found[7]) and not same(found[5], other.batch(5))
-    assert [len(found[0].index), len(found[0].made['lam']), len(found[0].asked[0])] == [
+        assert same(found[step], b.batches(step))
+        assert torch.equal(soft(a, found[step], step), soft(b, b.batches(step), step))
+    assert not same(found[5], found[7]) and not same(found[5], other.batches(5))
+    assert [
+        len(found[0].index),
+        len(found[0].generated['lam']),
+        len(found[0].teacher_inputs[0]),
+    ] == [
         16,
         16,
         32 if kind == 'online' else 16,
@@ -228,7 +221,7 @@ def test_share_0_is_the_training_set(ask, counts, kind):
     painted = counts.painted
     made = loop(cfg)
     for step in range(3):
-        made.batch(step)
+        made.batches(step)
     assert counts.painted - painted <= 16, 'the probe of a generator, at most'
 
 
@@ -248,7 +241,7 @@ def test_rows_of_a_set_do_not_depend_on_its_size(base, xcl_home):
 
 def die_putting(k, when):
     "Have this process killed in its k-th block: with half of it in the file, before or after it is marked."
-    call, put = itertools.count(1), RecordFile.put
+    call, put = itertools.count(1), RecordFile.write_record
 
     def dies(self, b, **fields):
         if next(call) != k:
@@ -262,12 +255,12 @@ def die_putting(k, when):
             put(self, b, **fields)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    RecordFile.put = dies
+    RecordFile.write_record = dies
 
 
 @pytest.mark.parametrize('when', ['half', 'unmarked', 'marked'])
 def test_killed_set_answers_and_student(ask, xcl_home, tmp_path, when):
-    "7 blocks of images, then 7 of answers; killed in the 4th of each, then twice in training: the bytes of a run that nobody disturbed."
+    "Killed in the 4th of 7 blocks of images and of soft targets, then twice in training: the same bytes."
     cfg, log, undisturbed = ask(KINDS['offline']), tmp_path / 'log', tmp_path / 'undisturbed'
     shutil.copytree(xcl_home, undisturbed)
     assert make(cfg, undisturbed, log, checkpoint_s=1e9) == 0
@@ -282,7 +275,7 @@ def test_killed_set_answers_and_student(ask, xcl_home, tmp_path, when):
         return {c for c in checkpoints(xcl_home) if c[0] == Run(cfg).folder.name}
 
     for _ in range(2):
-        seen, child = of_student(), start(cfg, xcl_home, log, checkpoint_s=-1, pace=0.1)
+        seen, child = of_student(), start(cfg, xcl_home, log, checkpoint_s=1e-9, pace=0.1)
         until(lambda: of_student() - seen, child)  # noqa: B023
         time.sleep(g.uniform(0, 0.1))
         child.kill()
@@ -308,16 +301,16 @@ def test_a_set_goes_on_where_it_was(xcl_home, tmp_path, counts):
 
 
 def test_students_share_set_and_answers(ask, xcl_home, counts):
-    "Another seed, temperature, width: nothing is painted, and a teacher is asked about training images alone."
+    "Another seed, temperature, width: nothing is generated, and the teacher sees training images alone."
     first = ensure(ask(KINDS['offline']), HERE)
     assert counts.written == 14
     stored = {p: p.read_bytes() for p in xcl_home.rglob('*.bin')}
-    for kw in dict(seed=2), dict(row='KD T=5'), dict(shape=(('width', 24),)):
+    for kw in dict(seed=2), dict(T=5.0), dict(width=24):
         counts.painted = counts.asked = 0
         assert (
             ensure(ask(KINDS['offline'], **kw), HERE).result['target_entropy']
             != first.result['target_entropy']
-            or 'shape' in kw
+            or 'width' in kw
         )
         assert (counts.painted, counts.asked, counts.written) == (0, 8 * 16, 14), kw
     assert {p: p.read_bytes() for p in xcl_home.rglob('*.bin')} == stored and len(stored) == 2
@@ -334,10 +327,10 @@ def test_online_paints_and_asks_at_each_step(ask, xcl_home, counts):
 
 def test_stored_steps_hold_what_was_asked(ask, xcl_home):
     "With a store of answers beside the set: the same weights, and only training images in it."
-    live, store = ensure(ask(KINDS['offline']), HERE), replace(HERE, store=True)
+    live, store = ensure(ask(KINDS['offline']), HERE), replace(HERE, target_cache=True)
     shutil.rmtree(live.folder)
     again = ensure(live.cfg, store)
-    [path] = xcl_home.glob('answers/*.answers')
+    [path] = xcl_home.glob('targets/*.targets')
     assert json.loads(path.read_bytes().split(b'\n')[0])['shape'] == [16, MEMBERS, 10]
     assert equal(again.tensors(), weights(live.cfg))
 
@@ -345,65 +338,50 @@ def test_stored_steps_hold_what_was_asked(ask, xcl_home):
 def test_no_step_moves_the_teacher(ask, monkeypatch):
     "Its BatchNorm statistics above all. This teacher has some that are not folded away."
     data = EyeData('procedural', split=1, people=3, held_out=1, per_person=32)
-    once, teacher_once = (replace(r, epochs=1, milestones=()) for r in (GAZE_STUDENT, GAZE_TEACHER))
-    taught_by = Train('preact_resnet', Gaussian(), data, METHODS['MixUp'], teacher_once, 101)
-    born, init = [], Teacher.__init__
+    teacher = gaze_net('preact_resnet', data, METHODS['MixUp'], 101)
+    born, init = [], Ensemble.__init__
     monkeypatch.setattr(
-        Teacher, '__init__', lambda self, *a: (init(self, *a), born.append(self))[0]
+        Ensemble, '__init__', lambda self, *a: (init(self, *a), born.append(self))[0]
     )
     for transfer in Online(Eyes()), added_set(Eyes(), 40, 64):
-        cfg = Train(
-            'lenet', Gaussian(), data, Method('XCL-GAN', transfer, 'teacher'), once, 1, (taught_by,)
-        )
-        made, teacher = loop(cfg), born[-1]
-        before = {k: v.clone() for k, v in teacher.members[0].state_dict().items()}
+        cfg = gaze_net('lenet', data, Method('XCL-GAN', transfer, Teacher()), 1, (teacher,))
+        made, network = loop(cfg), born[-1].members[0]
+        before = {k: v.clone() for k, v in network.state_dict().items()}
         for _ in range(2):
             made.train_step()
-        assert any('running_mean' in k for k in before) and equal(
-            teacher.members[0].state_dict(), before
-        )
-        assert not any(
-            m.training for m in teacher.members[0].modules() if isinstance(m, nn.BatchNorm2d)
-        )
+        assert any('running_mean' in k for k in before)
+        assert equal(network.state_dict(), before)
+        assert not any(m.training for m in network.modules() if isinstance(m, nn.BatchNorm2d))
 
 
 # ---- gaze ----
 
 
+def gaze_net(name, data, method, seed, teachers=()):
+    "One epoch of a gaze network."
+    recipe = replace(RECIPES[name], epochs=1, milestones=())
+    return Train(net(name), Gaussian(), data, method, recipe, seed, teachers)
+
+
 def test_added_eyes_bring_their_head_pose(xcl_home):
-    "The share is that of the union; the network sees the pose each eye was drawn with, the teacher answers to it, and labels are there too."
+    "Network and teacher see the head pose with which each eye was rendered; its label is there too."
     data = EyeData('procedural', split=1, people=3, held_out=1, per_person=32)
-    taught_by = (
-        Train(
-            'preact_resnet',
-            Gaussian(),
-            data,
-            METHODS['MixUp'],
-            replace(GAZE_TEACHER, epochs=1, milestones=()),
-            101,
-        ),
-    )
-    students = gaze_students(
-        data, 1, 0.025, taught_by, generated={'XCL-GAN': added_set(Eyes(), 192, 64)}
-    )
-    cfg = students['XCL-GAN']
-    assert list(students)[-1] == 'XCL-GAN' and cfg.method.transfer.share == 0.75
+    teacher = gaze_net('preact_resnet', data, METHODS['MixUp'], 101)
+    transfer = added_set(Eyes(), 192, 64)
+    assert transfer.share == 0.75  # of the union
+    cfg = gaze_net('lenet', data, Method('XCL-GAN', transfer, Teacher()), 1, (teacher,))
     made = loop(cfg)
-    batch, rows = (
-        made.batch(1),
-        StoredSet(Run(cfg.method.transfer.set, HERE)).rows(made.batch(1).row),
-    )
+    batch = made.batches(1)
+    rows = StoredSet(Run(transfer.set, HERE)).rows(batch.record)
     x, pose = batch.inputs
-    assert (
-        x.shape == (32, 1, 36, 60) and len(batch.index) == 8 and torch.equal(pose[8:], rows['aux'])
-    )
-    live = Teacher([taught_by[0].network(HERE)], cfg.likelihood)
-    torch.testing.assert_close(made.soft_targets(batch, 1), live(x, pose), rtol=2e-3, atol=2e-3)
-    labelled = loop(
-        replace(cfg, method=Method('added eyes', cfg.method.transfer, 'labels'), teachers=())
-    )
-    assert torch.equal(labelled.soft_targets(batch, 1)[8:], rows['y'])
-    assert ensure(cfg, HERE).result['steps'] == ensure(students['KD'], HERE).result['steps']
+    assert (x.shape, len(batch.index)) == ((32, 1, 36, 60), 8)
+    assert torch.equal(pose[8:], rows['aux'])
+    live = Ensemble([teacher.network(HERE)], cfg.likelihood)
+    torch.testing.assert_close(soft(made, batch, 1), live(x, pose), rtol=2e-3, atol=2e-3)
+    labelled = gaze_net('lenet', data, Method('added eyes', transfer, Labels()), 1)
+    assert torch.equal(loop(labelled).targets(batch, 1)[0][8:], rows['y'])
+    kd = gaze_net('lenet', data, METHODS['KD'], 1, (teacher,))
+    assert ensure(cfg, HERE).result['steps'] == ensure(kd, HERE).result['steps']
 
 
 # ---- what cannot be used ----
@@ -449,7 +427,7 @@ WRONG = {
     ),
     'other images': (
         lambda net: ImageGenerator(lambda z, v: net(z, v)[..., :8, :8], net.table.weight, 16, 8),
-        'made images are (3, 8, 8)',
+        'generated images are (3, 8, 8)',
     ),
     'more classes': (
         lambda net: ImageGenerator(lambda z, v: net(z, v[:, :8]), torch.eye(40), 16, 16),
@@ -468,7 +446,7 @@ def test_a_generator_that_does_not_fit(ask, no_step, monkeypatch, what):
 
 
 def test_a_generator_that_fails_later(xcl_home, monkeypatch, counts):
-    "NaN in the fourth block, after a probe and a row for its type: three blocks are kept, and used once the generator is mended."
+    "NaN in the fourth block, after a probe: three blocks are kept, and used once the generator is mended."
     paint, calls = Painter.forward, itertools.count()
     monkeypatch.setattr(
         Painter,
@@ -503,7 +481,7 @@ DAMAGE = {
 def test_damaged_files_are_refused_and_mended(
     ask, xcl_home, no_step, counts, monkeypatch, name, how
 ):
-    "Nothing is trained. After what the message asks for, the file has its old bytes, and what was whole has been kept."
+    "Nothing is trained. After what the message asks for, the file has its old bytes; whole blocks are kept."
     cfg, (change, message) = ask(KINDS['offline']), DAMAGE[how]
     answers = ensure(SetTargets(SET, cfg.teachers, cfg.likelihood.cache_key), HERE)
     [path] = xcl_home.glob(f'*/{name}')
@@ -523,7 +501,7 @@ def test_damaged_files_are_refused_and_mended(
 
 
 def test_answers_of_another_teacher(ask, base, xcl_home, no_step):
-    "The teacher was trained again, with other weights under the same config: its old answers are refused, and stay."
+    "The teacher has other weights under the same config: its old soft targets are refused, and stay."
     cfg = ask(KINDS['offline'])
     ensure(SetTargets(SET, cfg.teachers, cfg.likelihood.cache_key), HERE)
     weights, other = (Run(t).folder / 'weights.safetensors' for t in base.members)
@@ -673,17 +651,10 @@ def test_a_generator_in_half_precision():
     assert x.dtype == torch.float32 and (x - painter().probe()).abs().max() < 0.05
 
 
-def test_rows_of_section_a6():
-    rows = gan_rows(Painted(), 1000, 7, share=0.25)
-    method, likelihood = image_row('XCL-GAN offline T=5', 10, generated=rows)
-    assert (method.name, method.target, likelihood.temperature) == (
-        'XCL-GAN offline',
-        'teacher',
-        5.0,
-    )
-    assert method.transfer == Offline(GeneratedSet(Sampled(Painted()), 1000, 7), 0.25) and rows[
-        'XCL-GAN online'
-    ] == Online(Sampled(Painted()), 0.25)
-    for bad in 'XCL-GAN', 'XCL-GAN offline 5', 'GAN online':
-        with pytest.raises(ValueError, match='allowed: ERM, .*XCL-GAN online, XCL-GAN offline'):
-            image_row(bad, 10, generated=rows)
+def test_transfer_sets_of_section_a6():
+    found = generated_transfers(Painted(), 1000, 7, share=0.25)
+    sampler = Sampled(Painted())
+    assert found == {
+        'XCL-GAN online': Online(sampler, 0.25),
+        'XCL-GAN offline': Offline(GeneratedSet(sampler, 1000, 7), 0.25),
+    }

@@ -112,7 +112,7 @@ def test_killed_at_random_moments(reference, tmp_path):
 def test_stopped_after_a_step(reference, tmp_path, stop):
     "In each phase, within an interval and at its end, with the history empty, half full and full."
     home, log = tmp_path / 'home', tmp_path / 'log'
-    assert make(SMALL, home, log, (watched, 0.0, stop), checkpoint_s=-1) == -signal.SIGKILL
+    assert make(SMALL, home, log, (watched, 0.0, stop), checkpoint_s=1e-9) == -signal.SIGKILL
     assert make(SMALL, home, log, (watched,)) == 0
     assert begun(log)[1] == (stop, min(6, 2 * max(0, stop - 6)))
     assert_same(records(home), reference)

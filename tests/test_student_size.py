@@ -1,5 +1,5 @@
-"""Section D's grid as a whole: stopped anywhere it goes on where it was, nothing is trained or computed twice, and a
-file that is read elsewhere gives the same outputs.
+"""Section D as a grid: stopped anywhere it goes on where it was, nothing is trained or computed twice, and a file
+that is read elsewhere gives the same outputs.
 
 The processes here are real: see children.py.
 """
@@ -24,7 +24,7 @@ from children import (
     until,
 )
 
-from xcl.deploy import pack, packed_size
+from xcl.deploy import meaning_of, pack, pack_network, packed_size
 from xcl.files import home
 from xcl.nets import net
 from xcl.paper import section as sections
@@ -127,38 +127,40 @@ def test_students_of_both_families_share_one_file_of_soft_targets(monkeypatch):
 
 
 READER = """
-import sys, torch
-from xcl.data import image_data
-from xcl.deploy import unpack
-from xcl.runs import Machine
-_, val = image_data('digits', train_size=128).load(Machine('cpu'))
-with torch.no_grad(): torch.save(unpack(sys.argv[1])(val.x[:100].float()/255), sys.argv[2])
+import sys
+import torch
+from xcl.deploy import load
+from xcl.images import image_data
+from xcl.runtime import RuntimeConfig
+
+_, val = image_data('digits', train_size=128).load(RuntimeConfig('cpu'))
+net, meaning = load(sys.argv[1])
+assert meaning.classes == tuple('0123456789') and meaning.size == (16, 16)
+with torch.no_grad():
+    torch.save(net(val.x[:100].float() / 255), sys.argv[2])
 """
 
 
 @pytest.mark.parametrize(
     'net, width', [('binary_resnet18', 16), ('binary_resnet18', 8), ('resnet18', 16)]
 )
-def test_a_file_says_the_same_in_another_process(tmp_path, net, width):
+def test_a_packed_file_gives_the_same_outputs_in_another_process(tmp_path, net, width):
     run = ensure(student('ERM', net, width, budget=0.01), RuntimeConfig('cpu', progress=False))
-    pack(run.cfg, trained(run), tmp_path / 'student.xcl')
-    subprocess.run(
-        [sys.executable, '-c', READER, tmp_path / 'student.xcl', tmp_path / 'out.pt'], check=True
-    )
+    pack(run, tmp_path / 'student.xcl')
+    reader = [sys.executable, '-c', READER, tmp_path / 'student.xcl', tmp_path / 'out.pt']
+    subprocess.run(reader, check=True)
     _, val = DATA.load(RuntimeConfig('cpu'))
     with torch.no_grad():
         own = trained(run)(val.x[:100].float() / 255)
     assert torch.equal(torch.load(tmp_path / 'out.pt'), own)
 
 
-def test_what_a_file_says_is_what_the_run_said(tmp_path):
-    "All test images through the unpacked network; the run used a folded copy, equal within rounding."
+def test_the_score_of_a_packed_file_is_that_of_its_run():
+    "All test images through the packed network; the run used a folded copy, equal within rounding."
     run = ensure(student('ERM', budget=0.01), RuntimeConfig('cpu', progress=False))
-    said = packed_size(run)
-    assert (
-        abs(run.result['val_loss'] - said['val_loss']) < 1e-4
-        and abs(run.result['top1'] - said['top1']) <= 0.2
-    )  # two of 1,000 images
+    packed = packed_size(run)
+    assert abs(run.result['val_loss'] - packed['val_loss']) < 1e-4
+    assert abs(run.result['top1'] - packed['top1']) <= 0.2  # two of 1,000 images
 
 
 @pytest.mark.gpu
@@ -172,4 +174,5 @@ def test_a_binary_student_trains_on_a_gpu():
             loop.losses[0] = 0
             loop.train_step()
     torch.testing.assert_close(gpu.losses.cpu(), cpu.losses, rtol=2e-2, atol=1e-3)
-    pack(student('ERM'), gpu.net, gpu.run.folder.parent / 'gpu.xcl')
+    meaning = meaning_of(student('ERM'), gpu.net, gpu.val)
+    pack_network(gpu.net, meaning, gpu.run.folder.parent / 'gpu.xcl')

@@ -159,13 +159,12 @@ class ImagenetSection(Section):
         "Return whether the photographs are a user's own."
         return self.P.dataset != 'drawn'
 
+    @property
+    def shows_photos(self) -> bool:
+        "Return whether pictures show the photographs."
+        return not self.private or self.P.show_images or is_live()
+
 # %% ../../nbs/lib/paper/33_imagenet.ipynb #c012
-@patch(as_prop=True)
-def shows_photos(self: ImagenetSection) -> bool:
-    "Return whether pictures show the photographs."
-    return not self.private or self.P.show_images or is_live()
-
-
 @patch
 def network(self: ImagenetSection, row: Row) -> Net:
     "Return the row's own network, or a ResNet of the parameters."
