@@ -181,7 +181,7 @@ def test_the_notebook_on_a_folder_with_a_teacher_from_elsewhere(photos, good, tm
     done = execute(tmp_path, teacher='xcl', weights=str(good[0]), rows='KD', **given)
     shown = json.dumps([c.outputs for c in done.cells if c.cell_type == 'code'])
     assert 'as configured' in shown
-    assert 'photographs of a folder' in shown and 'SMOKE' in shown and 'V2-C' in shown
+    assert 'Photographs of a folder' in shown and 'SMOKE' in shown and 'V2-C' in shown
     assert (tmp_path / 'xcl_home').exists() and list(
         xcl_home.rglob('reports/imagenet/*/table-1.csv')
     )

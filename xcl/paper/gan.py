@@ -110,6 +110,14 @@ def people(self: GanSection) -> EyeData:
 
 
 @patch(as_prop=True)
+def eyes_text(self: GanSection) -> str:
+    "Return what eyes these are: the clause of captions."
+    P, n = self.P, len(self.people.load(self.runtime)[0])
+    kind = 'Real eyes of eyes_dir' if P.eyes_dir else 'Procedural eyes (rendered, not MPIIGaze)'
+    return f'{kind}, {n:,} of training people, seed {P.seed}'
+
+
+@patch(as_prop=True)
 def refiner(self: GanSection) -> SimGAN:
     "Return the SimGAN. Procedural target eyes get rendered ones of a studio, which look different."
     P = self.P
@@ -302,4 +310,4 @@ def stored_eyes(self: GanSection) -> pd.DataFrame:  # index: set
     megabytes = round(stored.file.path.stat().st_size / 1e6, 1)
     taken = 32 - added.num_live(32)
     facts = {'eyes': len(stored), 'MB': megabytes, 'in a batch of 32': taken}
-    return pd.DataFrame({'refined eyes': facts}).T.rename_axis('set')
+    return pd.DataFrame([facts], index=pd.Index(['refined eyes'], name='set'))

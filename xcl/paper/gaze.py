@@ -251,7 +251,7 @@ def predicted(
     return Predicted(out, found[0]['y'], found[0]['group'], kind)
 
 # %% ../../nbs/lib/paper/32_gaze.ipynb #c026
-_WORDS = {'procedural': 'procedural eyes (rendered, not MPIIGaze)', 'mpiigaze': 'MPIIGaze'}
+_WORDS = {'procedural': 'Procedural eyes (rendered, not MPIIGaze)', 'mpiigaze': 'MPIIGaze'}
 
 
 @patch

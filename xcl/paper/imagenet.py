@@ -366,7 +366,7 @@ def table(self: ImagenetSection) -> pd.DataFrame:  # row, metric, mean, std, n, 
 def description(self: ImagenetSection) -> str:
     "Return the setting in one sentence; captions take what stands before its first colon."
     P, (train, val) = self.P, self.sets
-    kind = 'photographs of a folder' if self.private else 'rendered JPEGs (not ImageNet)'
+    kind = 'Photographs of a folder' if self.private else 'Rendered JPEGs (not ImageNet)'
     own = f'a ResNet-{P.teacher_depth} of width {P.teacher_width} with CutMix'
     steps = self.recipe(STUDENTS['KD'], self.network(STUDENTS['KD']), P.budget).steps(len(train))
     return (

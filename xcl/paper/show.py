@@ -358,4 +358,4 @@ def _table(frame, path, text, columns):
     write_csv(frame, path)
     shown = format_table(frame, columns) if is_tidy(frame) else frame
     with pd.option_context('display.max_colwidth', None):
-        display(HTML(_paragraph(text) + shown.to_html()))
+        display(HTML(_paragraph(text) + shown.to_html(na_rep='-')))

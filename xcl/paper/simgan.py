@@ -155,10 +155,10 @@ def check(self: SimganSection) -> SimganSection:
 def description(self: SimganSection) -> str:
     "Return the setting in one sentence; captions take what stands before its first colon."
     P, gan = self.P, self.gan(self.P.lams[0])
-    kind = 'real eyes without labels' if self.private else 'rendered eyes behind a worse camera'
+    kind = 'real eyes without labels' if self.private else 'eyes rendered behind a worse camera'
     n = len(self.target.load(self.runtime))
     return (
-        f'Target: {n:,} {kind}, seed {P.seed}; SimGAN of width {gan.width}, batch {gan.batch}, '
+        f'Target domain of {n:,} {kind}, seed {P.seed}: SimGAN of width {gan.width}, batch {gan.batch}, '
         f'learning rate {gan.lr:g}, {gan.total:,} steps, of which {gan.pretrain_r:,} of R alone '
         f'and {gan.pretrain_d:,} of D alone; measured on {P.measured:,} eyes.'
     )
@@ -315,7 +315,8 @@ def measures_figure(
 # %% ../../nbs/lib/paper/35_simgan.ipynb #c031
 def _numbers(exp, measure, names, unit):
     "One measure of some sets of eyes, as text."
-    return ', '.join(f'{name} {exp.measured[name][measure]:.1f}{unit}' for name in names)
+    found = ((name, exp.measured[name][measure]) for name in names)
+    return ', '.join(f'{number:.1f}{unit} ({name})' for name, number in found)
 
 
 @patch
@@ -331,8 +332,8 @@ def summary(self: SimganSection) -> Summary:
     closer = 'less often than' if gain > 0 else 'no less often than'
     return Summary(
         (
-            f'{smoke}A new discriminator tells eyes from target eyes: {look} (50% is chance).',
-            f'Refinement moves predicted gaze by {moved}; the error on rendered eyes is {own:.1f}.',
+            f'{smoke}A new discriminator is right about eyes and target eyes: {look}; 50% is chance.',
+            f'Refinement moves predicted gaze by {moved}; error on rendered eyes: {own:.1f} degrees.',
             f'Refined eyes of {best} are told from target eyes {closer} rendered ones '
             f'({-gain:+.1f} points; one seed).',
         )
