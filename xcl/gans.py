@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['BIGGAN', 'BIGGAN_DIFFAUG', 'BIGGAN_DIGITS', 'GAN_RECIPES', 'QUALITY', 'hinge_d', 'hinge_g', 'GanRecipe', 'BigGAN',
-           'init_networks', 'GanTrainer', 'StepExamples', 'train_gan']
+           'init_networks', 'GanTrainer', 'train_gan']
 
 # %% ../nbs/lib/30_gans.ipynb #c002
 import copy
 import time
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 from fastcore.basics import patch
@@ -240,24 +239,18 @@ def generator_loss(self: GanTrainer) -> Tensor:  # scalar
         return hinge_g(self.D(*self.generated_batch('generator', self.step)).float())
 
 # %% ../nbs/lib/30_gans.ipynb #c018
-class StepExamples(NamedTuple):
-    "The real images of one step, for messages."
-
-    index: Tensor  # int64 (d_steps * batch,), rows of the training set
-
-
 @patch
-def step_examples(self: GanTrainer, step: int) -> StepExamples:
-    "Return the rows of all real batches of a step."
+def examples_of(self: GanTrainer, step: int) -> Tensor:  # int64 (d_steps * batch,)
+    "Return the rows of the training set that a step uses."
     n = self.cfg.recipe.d_steps
-    return StepExamples(torch.cat([self.real_index(step * n + i) for i in range(n)]))
+    return torch.cat([self.real_index(step * n + i) for i in range(n)])
 
 
 @patch
 def update(self: GanTrainer, loss: Tensor, opt) -> Tensor:  # the loss, detached
     "Make one step of an optimiser. On a CPU raises NotFinite before any weight moves."
     if self.device == 'cpu':
-        check_finite(loss.detach().view(1), self.step, self.step_examples)
+        check_finite(loss.detach().view(1), self.step, self.examples_of)
     opt.zero_grad()
     loss.backward()
     opt.step()
@@ -330,7 +323,7 @@ def save(self: GanTrainer) -> None:
 def _check_losses(self: GanTrainer, done: int):
     "Raise NotFinite where one of the last `done` losses is NaN or infinite."
     for losses in self.loss_d, self.loss_g:
-        check_finite(losses[:done], self.step - done, self.step_examples)
+        check_finite(losses[:done], self.step - done, self.examples_of)
 
 # %% ../nbs/lib/30_gans.ipynb #c023
 def _plain_generator(cfg, weights: dict) -> Generator:
