@@ -7,7 +7,7 @@ __all__ = ['normalised', 'python_function', 'functions_of', 'lies_inside', 'clas
            'assigned', 'package_modules', 'file_of', 'is_installed', 'is_xcl', 'is_own', 'statement_of',
            'package_label', 'module_named', 'is_allowed', 'allow_only', 'import_named']
 
-# %% ../nbs/lib/00_source.ipynb #c002
+# %% ../nbs/lib/00_source.ipynb #c003
 import ast
 import functools
 import importlib
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import xcl
 
-# %% ../nbs/lib/00_source.ipynb #c005
+# %% ../nbs/lib/00_source.ipynb #c006
 _DEFINITIONS = ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef
 _NOT_CODE = 'ctx', 'kind', 'type_comment', 'type_ignores'  # fields that change no number
 
@@ -41,7 +41,7 @@ def normalised(
     kept = [f'{k}={normalised(v)}' for k, v in parts.items() if v is not None and v != []]
     return f'{type(node).__name__}({", ".join(kept)})'
 
-# %% ../nbs/lib/00_source.ipynb #c008
+# %% ../nbs/lib/00_source.ipynb #c009
 def _text(
     filename: str,  # as a code object names it: a file, or a cell
 ) -> str:
@@ -68,7 +68,7 @@ def _definitions(tree: ast.AST, prefix: str = ''):
         else:
             yield from _definitions(node, prefix)
 
-# %% ../nbs/lib/00_source.ipynb #c009
+# %% ../nbs/lib/00_source.ipynb #c010
 _WRAPPERS = {
     property: 'fget',
     staticmethod: '__func__',
@@ -99,7 +99,7 @@ def lies_inside(node: ast.AST, f: types.FunctionType) -> bool:
     "True where the definition of `f` lies in `node`, given that both are of one file."
     return node.lineno <= f.__code__.co_firstlineno <= node.end_lineno
 
-# %% ../nbs/lib/00_source.ipynb #c010
+# %% ../nbs/lib/00_source.ipynb #c011
 def _fits(node: ast.ClassDef, cls: type) -> bool:
     "True where a class statement binds the names, annotations and literal values of `cls`."
     annotated = [o for o in node.body if isinstance(o, ast.AnnAssign)]
@@ -135,7 +135,7 @@ def class_statement(cls: type) -> ast.ClassDef | None:
     found = [o for _, o in named if isinstance(o, ast.ClassDef) and _fits(o, cls)]
     return found[-1] if found else None
 
-# %% ../nbs/lib/00_source.ipynb #c011
+# %% ../nbs/lib/00_source.ipynb #c012
 def _same_code(node: ast.Lambda, code: types.CodeType) -> bool:
     "True where a lambda compiles to `code`; of one with variables from outside, all but the bytes."
     consts = compile(ast.Expression(node), '', 'eval').co_consts
@@ -178,7 +178,7 @@ def no_source(
         * ('<lambda>' in obj.__qualname__)
     )
 
-# %% ../nbs/lib/00_source.ipynb #c013
+# %% ../nbs/lib/00_source.ipynb #c014
 def assigned(
     name: str,  # of a variable of a module or notebook
     filename: str | None,  # of the code that uses it; None or a cell: all cells
@@ -194,7 +194,7 @@ def assigned(
                 return o.value
     return None
 
-# %% ../nbs/lib/00_source.ipynb #c016
+# %% ../nbs/lib/00_source.ipynb #c017
 def _package_files(name: str):
     "Yield (path, text) of the files of xcl that define a class or function called `name`."
     pattern = re.compile(rf'^(class|def) {re.escape(name)}\b', re.M)
@@ -248,7 +248,7 @@ def is_installed(
     parts, here = {*Path(filename).parts}, Path(filename)
     return bool(parts & {'site-packages', 'dist-packages'}) or any(p in here.parents for p in paths)
 
-# %% ../nbs/lib/00_source.ipynb #c017
+# %% ../nbs/lib/00_source.ipynb #c018
 def is_xcl(
     obj,  # class or function
 ) -> bool:
@@ -291,7 +291,7 @@ def package_label(obj) -> str:
     package = (obj.__module__ or '').split('.')[0]
     return f'{"xcl" if package == "__main__" else package}.{obj.__qualname__}'
 
-# %% ../nbs/lib/00_source.ipynb #c020
+# %% ../nbs/lib/00_source.ipynb #c021
 _NAMED = re.compile(r'([^\W\d]\w*(?:\.[^\W\d]\w*)*):([^\W\d]\w*(?:\.[^\W\d]\w*)*)')
 _ALLOWED = []  # the last entry: modules that may be imported by name; none: all
 
