@@ -127,7 +127,7 @@ def ask(base, xcl_home):
 @pytest.fixture
 def counts(monkeypatch):
     "Images that this process generated and evaluated with teachers, and blocks that it wrote."
-    seen = SimpleNamespace(painted=0, asked=0, written=0)
+    seen = SimpleNamespace(generated=0, evaluated=0, written=0)
 
     def counting(name, f, size):
         def g(self, *a, **kw):
@@ -140,8 +140,8 @@ def counts(monkeypatch):
         return len(args[0])
 
     for owner, method, name, size in (
-        (ImageGenerator, 'generate', 'painted', images),
-        (Ensemble, 'member_outputs', 'asked', images),
+        (ImageGenerator, 'generate', 'generated', images),
+        (Ensemble, 'member_outputs', 'evaluated', images),
         (RecordFile, 'write_record', 'written', lambda args: 1),
     ):
         monkeypatch.setattr(owner, method, counting(name, getattr(owner, method), size))
@@ -215,14 +215,14 @@ def test_one_class_is_a_plain_sample():
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_share_0_is_the_training_set(ask, counts, kind):
-    "The same weights as KD's, and nothing is painted for a batch."
+    "The same weights as KD's, and nothing is generated for a batch."
     assert equal(weights(ask(replace(KINDS[kind], share=0.0))), weights(ask(Empirical())))
     cfg = ask(replace(KINDS[kind], share=0.0))
-    painted = counts.painted
+    generated = counts.generated
     made = loop(cfg)
     for step in range(3):
         made.batches(step)
-    assert counts.painted - painted <= 16, 'the probe of a generator, at most'
+    assert counts.generated - generated <= 16, 'the probe of a generator, at most'
 
 
 def test_rows_of_a_set_do_not_depend_on_its_size(base, xcl_home):
@@ -236,7 +236,7 @@ def test_rows_of_a_set_do_not_depend_on_its_size(base, xcl_home):
     ), 'blocks of another size: rounding'
 
 
-# ---- killed, and asked for again ----
+# ---- killed and resumed ----
 
 
 def die_putting(k, when):
@@ -306,26 +306,26 @@ def test_students_share_set_and_answers(ask, xcl_home, counts):
     assert counts.written == 14
     stored = {p: p.read_bytes() for p in xcl_home.rglob('*.bin')}
     for kw in dict(seed=2), dict(T=5.0), dict(width=24):
-        counts.painted = counts.asked = 0
+        counts.generated = counts.evaluated = 0
         assert (
             ensure(ask(KINDS['offline'], **kw), HERE).result['target_entropy']
             != first.result['target_entropy']
             or 'width' in kw
         )
-        assert (counts.painted, counts.asked, counts.written) == (0, 8 * 16, 14), kw
+        assert (counts.generated, counts.evaluated, counts.written) == (0, 8 * 16, 14), kw
     assert {p: p.read_bytes() for p in xcl_home.rglob('*.bin')} == stored and len(stored) == 2
 
 
-def test_online_paints_and_asks_at_each_step(ask, xcl_home, counts):
+def test_online_generates_and_evaluates_at_each_step(ask, xcl_home, counts):
     cfg = ask(KINDS['online'])
     ensure(cfg, HERE)
-    assert counts.asked == 8 * 32 and counts.painted == 10 + (1 + 1 + 8) * 16, (
+    assert counts.evaluated == 8 * 32 and counts.generated == 10 + (1 + 1 + 8) * 16, (
         'the probe, two looks at the first batch, eight steps'
     )
     assert not list(xcl_home.rglob('*.bin'))
 
 
-def test_stored_steps_hold_what_was_asked(ask, xcl_home):
+def test_target_cache_holds_what_the_teacher_saw(ask, xcl_home):
     "With a store of answers beside the set: the same weights, and only training images in it."
     live, store = ensure(ask(KINDS['offline']), HERE), replace(HERE, target_cache=True)
     shutil.rmtree(live.folder)
