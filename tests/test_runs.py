@@ -238,7 +238,7 @@ PICKLES = re.compile(
 # torchvision's CIFAR folders are pickles: opened by one function, once their md5 is that of its table (see
 # test_image_data.py)
 ALLOWED = {
-    'xcl/images.py': ['import pickle', 'pickle.UnpicklingError', 'pickle.loads'],
+    'xcl/image_sources.py': ['import pickle', 'pickle.UnpicklingError', 'pickle.loads'],
     # weights that others trained come as .pth: read as tensors and plain values only
     'xcl/weight_files.py': ['torch.load'],
 }
@@ -265,7 +265,7 @@ def test_loading_runs_no_code(path):
 
 
 def test_the_one_function_that_unpickles_checks_the_md5_first():
-    tree = ast.parse((ROOT / 'xcl' / 'images.py').read_text(encoding='utf-8'))
+    tree = ast.parse((ROOT / 'xcl' / 'image_sources.py').read_text(encoding='utf-8'))
     [f] = [o for o in ast.walk(tree) if isinstance(o, ast.FunctionDef) and pickling(o)]
     lines = [ast.unparse(o) for o in f.body]
     check, load = (
