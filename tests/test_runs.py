@@ -268,15 +268,11 @@ def test_the_one_function_that_unpickles_checks_the_md5_first():
     tree = ast.parse((ROOT / 'xcl' / 'image_sources.py').read_text(encoding='utf-8'))
     [f] = [o for o in ast.walk(tree) if isinstance(o, ast.FunctionDef) and pickling(o)]
     lines = [ast.unparse(o) for o in f.body]
-    check, load = (
-        next(i for i, o in enumerate(lines) if word in o) for word in ('_md5(path)', 'pickle.loads')
-    )
-    assert (
-        f.name == '_unpickled'
-        and check < load
-        and lines[check].startswith('if')
-        and 'raise ValueError' in lines[check]
-    )
+    words = 'found = _md5(path)', 'if found != md5:', 'pickle.loads'
+    digest, check, load = (next(i for i, o in enumerate(lines) if w in o) for w in words)
+    assert f.name == '_unpickled'
+    assert digest < check < load
+    assert 'raise ValueError' in lines[check]
 
 
 def test_weights_from_elsewhere_are_read_as_tensors_only():
