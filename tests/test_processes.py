@@ -30,7 +30,7 @@ from xcl.likelihoods import Categorical, Gaussian
 from xcl.nets import net
 from xcl.recipe import Recipe
 from xcl.runs import ensure
-from xcl.runtime import RuntimeConfig
+from xcl.runtime import RuntimeConfig, register_path, registered_paths
 from xcl.train import METHODS, Train
 
 EYES = EyeData('procedural', split=1, people=5, held_out=2, per_person=64)
@@ -43,10 +43,12 @@ def lenet(method='MixUp', **kw):
     return Train(net('lenet'), Gaussian(), EYES, METHODS[method], replace(LENET, **kw), seed=1)
 
 
-def member(rank, world, meet, home, log, cfg, facts):
+def member(rank, world, meet, home, log, cfg, facts, paths):
     "What one of several processes does."
     os.environ['XCL_HOME'] = str(home)
     torch.set_num_threads(1)
+    for digest, path in paths.items():
+        register_path(digest, path)
     sys.stdout = sys.stderr = open(f'{log}.{rank}', 'a', buffering=1)
     if world > 1:
         dist.init_process_group('gloo', init_method=f'file://{meet}', rank=rank, world_size=world)
@@ -59,12 +61,8 @@ def made_by(world, cfg, tmp_path, **facts):
     "The finished run of `world` processes, in a home of its own: curve, weights, predictions."
     home, log = tmp_path / f'by{world}', tmp_path / f'log{world}'
     home.mkdir()
-    crew = [
-        SERVER.Process(
-            target=member, args=(r, world, tmp_path / f'meet{world}', home, log, cfg, facts)
-        )
-        for r in range(world)
-    ]
+    meet, given = tmp_path / f'meet{world}', (home, log, cfg, facts, registered_paths())
+    crew = [SERVER.Process(target=member, args=(r, world, meet, *given)) for r in range(world)]
     for c in crew:
         c.start()
     for c in crew:
