@@ -90,7 +90,7 @@ def start(*args, **kw):
 def make(*args, **kw):
     "Exit code of a child that nobody disturbs."
     child = start(*args, **kw)
-    child.join(120)
+    child.join(600)
     return child.exitcode
 
 
