@@ -7,6 +7,8 @@ __all__ = ['PAPER_STYLE', 'MARKERS', 'TEMPERATURES', 'knob_frame', 'plot_knob', 
            'plot_temperature', 'plot_entropy']
 
 # %% ../../nbs/lib/paper/13_plots_knobs.ipynb #c002
+import itertools
+
 import numpy as np
 import pandas as pd
 from matplotlib.ticker import NullLocator
@@ -42,7 +44,7 @@ def _curve(ax, frame, label, **style):
 
 def _paper_curves(ax, paper, names, alone):
     "The paper's curves in grey, one marker each; `alone`: they have a panel of their own."
-    for name, marker in zip(names, MARKERS):
+    for name, marker in zip(names, itertools.cycle(MARKERS)):
         v = paper[paper.row == name].sort_values('knob')
         if len(v):
             label = name if alone else f'{name}, paper (full recipe)'
@@ -69,7 +71,7 @@ def plot_knob(
 ) -> tuple:  # of Axes: `ax`, and a panel for the paper where its values lie elsewhere
     "Draw mean and standard deviation over the knob for each curve, and the paper's curves in grey."
     panel = paper_panel(ax, [*frame.value, *also], [*_reach(paper), *also_paper], 'y')
-    for name, marker in zip(colours, MARKERS):
+    for name, marker in zip(colours, itertools.cycle(MARKERS)):
         v = frame[frame.row == name]
         if len(v):
             _curve(ax, v, name, color=colours[name], marker=marker)
@@ -78,7 +80,7 @@ def plot_knob(
     ax.set_ylabel(axis_label(metric))
     return tuple(dict.fromkeys((ax, panel)))
 
-# %% ../../nbs/lib/paper/13_plots_knobs.ipynb #c008
+# %% ../../nbs/lib/paper/13_plots_knobs.ipynb #c009
 def _level(ax, height, colour, text):
     "A dashed horizontal line with its name at the right end."
     ax.axhline(height, color=colour, ls='--', lw=1.2)
@@ -108,7 +110,7 @@ def plot_smoothing(
     if paper is not None or frame.row.nunique() > 1:
         legend_outside(axes[-1])
 
-# %% ../../nbs/lib/paper/13_plots_knobs.ipynb #c013
+# %% ../../nbs/lib/paper/13_plots_knobs.ipynb #c014
 TEMPERATURES = 1.0, 1.5, 2.0, 5.0, 10.0  # of tables 4 and 5
 
 
@@ -140,7 +142,7 @@ def _all_handles(axes):
         handles |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels())}
     return list(handles.values())
 
-# %% ../../nbs/lib/paper/13_plots_knobs.ipynb #c017
+# %% ../../nbs/lib/paper/13_plots_knobs.ipynb #c018
 def plot_entropy(
     frame: pd.DataFrame,  # columns T, row, temper ('members' or 'mean'), entropy (%); by seed
     colours: dict,  # row -> colour
@@ -152,7 +154,7 @@ def plot_entropy(
     for (row, temper), v in over_t.groupby(['row', 'temper'], sort=False):
         style = dict(color=colours[row], ls='-' if temper == 'members' else '--')
         _curve(ax, v, f'{row}, tempered {temper}', **style)
-    for row, marker in zip(colours, MARKERS):
+    for row, marker in zip(colours, itertools.cycle(MARKERS)):
         if paper is not None:
             v = paper[paper.row == row]
             label = f'{row}, paper (full recipe)'
