@@ -23,7 +23,7 @@ from .files import write_tensors
 from .gan_sampling import image_generator, latents, sample_grid, update_bn
 from .generators import ImageGenerator
 from .images import ImageData
-from .loop import check_finite, pack_state, run_loop, unpack_state
+from .loop import check_finite, merge_states, pack_state, run_loop, state_of, unpack_state
 from .models.biggan import Discriminator, Generator, doublings, plain_weights
 from .runs import Run, RunConfig, ensure, slug_of
 from .runtime import RuntimeConfig
@@ -289,7 +289,7 @@ def pack(self: GanTrainer) -> dict:  # name -> tensor
         D=pack_state(self.D, self.opt_d, self.loss_d),
         ema=self.ema.state_dict(),
     )
-    return {f'{name}.{k}': v for name, state in states.items() for k, v in state.items()}
+    return merge_states(states)
 
 
 @patch
@@ -299,14 +299,9 @@ def unpack(
     state: dict,  # step and curve
 ) -> None:
     "Continue from a checkpoint."
-
-    def of(name):
-        prefix = f'{name}.'
-        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-    unpack_state(of('G'), self.G, self.opt_g, self.loss_g)
-    unpack_state(of('D'), self.D, self.opt_d, self.loss_d)
-    self.ema.load_state_dict(of('ema'))
+    unpack_state(state_of(tensors, 'G'), self.G, self.opt_g, self.loss_g)
+    unpack_state(state_of(tensors, 'D'), self.D, self.opt_d, self.loss_d)
+    self.ema.load_state_dict(state_of(tensors, 'ema'))
     self.step = state['step']
     self.curve = state['curve']
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from .config import Config, rng, seeded
 from .data import to_bytes, to_signed
 from .files import write_atomic
-from .loop import NotFinite, pack_state, run_loop, unpack_state
+from .loop import NotFinite, merge_states, pack_state, run_loop, state_of, unpack_state
 from .models.simgan import Discriminator, Refiner
 from .refine_losses import REAL, REFINED, History, change, local_loss, share_correct
 from .runs import Run, RunConfig, ensure
@@ -182,9 +182,8 @@ def save(self: RefinerTrainer) -> None:
         r=pack_state(self.R, self.opt_r, self.track),
         d=pack_state(self.D, self.opt_d, self.history.images),
     )
-    tensors = {f'{name}.{k}': v for name, state in states.items() for k, v in state.items()}
     state = dict(step=self.step, curve=self.curve, filled=self.history.filled)
-    self.run.save_checkpoint(tensors, state)
+    self.run.save_checkpoint(merge_states(states), state)
     self.saved_at = time.monotonic()
 
 
@@ -195,13 +194,8 @@ def unpack(
     state: dict,  # step, curve, filled
 ) -> None:
     "Continue from a checkpoint."
-
-    def of(name):
-        prefix = f'{name}.'
-        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-    unpack_state(of('r'), self.R, self.opt_r, self.track)
-    unpack_state(of('d'), self.D, self.opt_d, self.history.images)
+    unpack_state(state_of(tensors, 'r'), self.R, self.opt_r, self.track)
+    unpack_state(state_of(tensors, 'd'), self.D, self.opt_d, self.history.images)
     self.step = state['step']
     self.curve = state['curve']
     self.history.filled = state['filled']
