@@ -311,6 +311,8 @@ def test_found_again(finished, monkeypatch):
     again = small().run()
     assert {p: p.stat().st_mtime_ns for p in home().glob('*/result.json')} == times
     pd.testing.assert_frame_equal(again.records, finished.records)
+    table = again.runs_table()
+    pd.testing.assert_frame_equal(again.run().runs_table(), table)  # the same object, twice
 
 
 def test_pictures_of_a_data_set_are_private():

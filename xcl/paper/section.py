@@ -213,7 +213,7 @@ def check(self: Section) -> 'Section':
 def run(self: Section) -> 'Section':
     "Find or train everything, teachers first; interrupted runs continue. Writes records.json."
     self.check()
-    grid = self.grid
+    self.runs, grid = {}, self.grid
     todo = [(key, c) for key, cs in grid.items() for c in cs if isinstance(c, RunConfig)]
     with progress(len(todo), desc=self.name, unit='run') as bar:
         for key, config in todo:
