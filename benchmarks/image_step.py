@@ -42,9 +42,9 @@ from torchvision.transforms import (
     RandomCrop,
     RandomHorizontalFlip,
     ToTensor,
+    functional as TF,
     v2,
 )
-from torchvision.transforms import functional as TF
 
 from xcl.config import Config, rng
 from xcl.data import CropFlip, Examples

@@ -245,9 +245,9 @@ def test_script_module_and_cell_agree(tmp_path):
         'r = S.instance().run_cell(open("tiny.py").read()); r.raise_error()'
     )
     ways = ['tiny.py'], ['-c', 'import tiny'], ['-c', shell]
-    said = [run(*w, cwd=tmp_path) for w in ways]
-    assert not any(o.returncode for o in said), [o.stderr for o in said]
-    assert len({o.stdout for o in said}) == 1 and len(said[0].stdout.split()) == 2
+    output = [run(*w, cwd=tmp_path) for w in ways]
+    assert not any(o.returncode for o in output), [o.stderr for o in output]
+    assert len({o.stdout for o in output}) == 1 and len(output[0].stdout.split()) == 2
 
 
 @pytest.mark.parametrize('name', ['Tiny', 'Bare'])

@@ -198,9 +198,9 @@ def test_no_module_is_run_that_was_not_named(tmp_path):
         return subprocess.run(args, env=env, check=True, capture_output=True, text=True).stdout
 
     python(WRITER)
-    said = python(LOADER).splitlines()
-    assert "pass allow=('foreign',), if you trust its code" in said[0]
-    assert said[1:] == ['this module was run', "('a', 'b', 'c')"]
+    output = python(LOADER).splitlines()
+    assert "pass allow=('foreign',), if you trust its code" in output[0]
+    assert output[1:] == ['this module was run', "('a', 'b', 'c')"]
 
 
 @pytest.mark.parametrize(

@@ -495,8 +495,8 @@ def test_damaged_files_are_refused_and_mended(
     [path] = xcl_home.glob(f'*/{name}')
     whole = path.read_bytes()
     path.write_bytes(change(whole))
-    said = str(refused(cfg, str(path), message))
-    if 'result.json' in said:
+    message = str(refused(cfg, str(path), message))
+    if 'result.json' in message:
         (path.parent / 'result.json').unlink()
     else:
         path.unlink()
@@ -514,8 +514,8 @@ def test_answers_of_another_teacher(ask, base, xcl_home, no_step):
     ensure(SetTargets(SET, cfg.teachers, cfg.likelihood.cache_key), HERE)
     weights, other = (Run(t).folder / 'weights.safetensors' for t in base.members)
     shutil.copy(other, weights)
-    said = refused(cfg, 'targets.bin holds other soft targets: made_by is')
-    assert re.search(r'made_by is [0-9a-f]{16}, expected [0-9a-f]{16}', str(said))
+    message = refused(cfg, 'targets.bin holds other soft targets: made_by is')
+    assert re.search(r'made_by is [0-9a-f]{16}, expected [0-9a-f]{16}', str(message))
 
 
 def test_answers_to_another_set(ask, xcl_home, no_step):

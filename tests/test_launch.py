@@ -68,14 +68,14 @@ def launched(lab, tmp_path):
 
 
 def test_a_plan_runs_no_code_that_the_command_line_does_not_name(lab, launched, tmp_path):
-    said, code = launched([lab.Sum(5)])
-    assert code == 1 and 'add: --allow sums' in said and 'Traceback' not in said, said
+    output, code = launched([lab.Sum(5)])
+    assert code == 1 and 'add: --allow sums' in output and 'Traceback' not in output, output
     assert not (tmp_path / 'mark').exists() and not Run(lab.Sum(5)).done
 
 
 def test_a_module_that_the_command_line_names_runs(lab, launched):
-    said, code = launched([lab.Sum(5), lab.Sum(5, by='sums:twice')], '--allow', 'sums')
-    assert code == 0 and '2/2' in said, said
+    output, code = launched([lab.Sum(5), lab.Sum(5, by='sums:twice')], '--allow', 'sums')
+    assert code == 0 and '2/2' in output, output
     assert (Run(lab.Sum(5)).result, Run(lab.Sum(5, 'sums:twice')).result) == (
         dict(n=10),
         dict(n=20),
@@ -91,7 +91,7 @@ def test_a_name_that_leads_out_of_the_allowed_modules_is_refused(by, lab, tmp_pa
 
 
 def test_an_edited_class_is_said(lab, launched, tmp_path):
-    said, code = launched([lab.Sum(5)], '--allow', 'sums')
+    output, code = launched([lab.Sum(5)], '--allow', 'sums')
     (tmp_path / 'sums.py').write_text(MODULE.replace('range(self.upto)', 'range(self.upto + 1)'))
     line = [sys.executable, '-m', 'xcl.launch', str(tmp_path / 'plan.json'), '--allow', 'sums']
     done = subprocess.run(line, capture_output=True, text=True)

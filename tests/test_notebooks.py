@@ -89,9 +89,9 @@ def smoke(request, tmp_path_factory):
 def texts(outputs):
     "All that an executed notebook says, images left out."
     kinds = 'text/plain', 'text/html', 'text/markdown'
-    said = [o.get('text', '') for o in outputs]
-    said += [o.get('data', {}).get(k, '') for o in outputs for k in kinds]
-    return '\n'.join(''.join(t) for t in said)
+    texts = [o.get('text', '') for o in outputs]
+    texts += [o.get('data', {}).get(k, '') for o in outputs for k in kinds]
+    return '\n'.join(''.join(t) for t in texts)
 
 
 def test_every_cell_ran(smoke):
@@ -147,9 +147,9 @@ def test_the_command_of_the_readme_gives_the_same_records(smoke, tmp_path):
     home = tmp_path / 'home'
     command = 'papermill nbs/gaze.ipynb out.ipynb -p seed 7 -p preset smoke -p device cpu'
     papermill_command(command, home, tmp_path)
-    said = json.loads((tmp_path / 'out.ipynb').read_text())['metadata']['papermill']
-    assert said['parameters'] == {'seed': 7, 'preset': 'smoke', 'device': 'cpu'}
-    assert not said['exception']
+    written = json.loads((tmp_path / 'out.ipynb').read_text())['metadata']['papermill']
+    assert written['parameters'] == {'seed': 7, 'preset': 'smoke', 'device': 'cpu'}
+    assert not written['exception']
     a, b = records(smoke.home), records(home)
     assert len(a) >= 2 and sorted(a) == sorted(b)
     assert not [k for k in a if a[k] != b[k]], 'not the same bytes'

@@ -5,22 +5,19 @@ import pandas as pd
 import pytest
 
 from xcl.config import rng
-from xcl.paper.sizes import told_apart
+from xcl.paper.claims import Claim, claims, holm, verdict
+from xcl.paper.sizes import size_verdict
 from xcl.paper.stats import (
     NOT_RUN,
-    Claim,
     by_seed,
-    claims,
     compare,
     effect,
     effects,
     gap,
     gap_reduction,
-    holm,
     mean_interval,
     record,
     summary,
-    verdict,
 )
 
 EXPERIMENTS = 4000
@@ -87,11 +84,11 @@ def test_holm_bounds_false_verdicts_and_stays_above_the_plain_p():
 
 def test_false_leads_at_a_size_are_rare():
     g = rng(2, 'lead')
-    said = []
+    output = []
     for _ in range(1000):
-        said.append(told_apart(pd.DataFrame(g.normal(size=(3, 4)), columns=list('ABCD'))))
-    assert np.mean([s == 'lower' for s in said]) < 0.025
-    assert np.mean([s.startswith('higher') for s in said]) < 0.045
+        output.append(size_verdict(pd.DataFrame(g.normal(size=(3, 4)), columns=list('ABCD'))))
+    assert np.mean([s == 'lower' for s in output]) < 0.025
+    assert np.mean([s.startswith('higher') for s in output]) < 0.045
 
 
 def test_one_seed_is_no_evidence():

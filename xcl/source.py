@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['normalised', 'python_function', 'functions_of', 'lies_inside', 'class_statement', 'function_statement', 'no_source',
-           'assigned', 'package_modules', 'file_of', 'is_installed', 'is_xcl', 'is_own', 'statement_of',
-           'package_label', 'module_named', 'is_allowed', 'allow_only', 'import_named']
+           'assigned', 'package_modules', 'file_of', 'is_installed', 'is_xcl', 'is_own', 'package_label',
+           'module_named', 'is_allowed', 'allow_only', 'import_named']
 
 # %% ../nbs/lib/00_source.ipynb #c003
 import ast
@@ -259,7 +259,7 @@ def is_xcl(
         return False
     if obj not in _IS_XCL:
         sources = _package_sources(obj.__name__)
-        node = statement_of(obj) if sources else None
+        node = _statement_of(obj) if sources else None
         _IS_XCL[obj] = node is not None and normalised(node) in sources
     return _IS_XCL[obj]
 
@@ -277,7 +277,7 @@ def is_own(
     return filename is not None and not is_installed(filename)
 
 
-def statement_of(
+def _statement_of(
     obj,  # class or function
 ) -> ast.AST | None:
     "Its class statement, def or lambda; None where it cannot be read."
