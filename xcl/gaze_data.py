@@ -144,6 +144,19 @@ def _subset(group, per_person):
     return torch.from_numpy(np.concatenate(rows))
 
 
+def _few_people(group, people, per_person, seed):
+    "Rows of `people` persons, drawn by `seed`, and of `per_person` eyes of each; 0: all."
+    present = group.unique().tolist()
+    if people > len(present):
+        raise ValueError(f'train_people is {people}; allowed: up to the {len(present)} to train on')
+    if people:
+        present = sorted(rng(seed, 'eyes/few-people').permutation(present)[:people].tolist())
+    rows = [np.flatnonzero(group.numpy() == k) for k in present]
+    if per_person:
+        rows = [rng(seed, 'eyes/few', k).permutation(r)[:per_person] for k, r in zip(present, rows)]
+    return torch.from_numpy(np.sort(np.concatenate(rows)))
+
+
 @lru_cache(maxsize=2)
 def _eyes_of(
     source: str,  # 'procedural' or 'mpiigaze'
@@ -182,13 +195,16 @@ class EyeData(Config):
     people: int = 15  # of the procedural set
     digest: str = ''  # of a real set's content
     renderer: int = 1  # version of the procedural renderer
+    train_people: int = 0  # of the people that are not held out; 0: all
+    train_per_person: int = 0  # training eyes of each; 0: as per_person
+    draw: int = 0  # seed that draws them
     augment = None  # eyes are shown as they are (paper, A.1)
 
     def __post_init__(self):
         super().__post_init__()
         if self.source not in SOURCES:
             raise ValueError(f'source is {self.source!r}; allowed: {", ".join(SOURCES)}')
-        low = dict(held_out=1, per_person=0, people=2)
+        low = dict(held_out=1, per_person=0, people=2, train_people=0, train_per_person=0)
         for name, least in low.items():
             if getattr(self, name) < least:
                 raise ValueError(f'{name} is {getattr(self, name)}; allowed: {least} or more')
@@ -210,7 +226,9 @@ class EyeData(Config):
                 f'this run was defined on {self.digest}'
             )
         _, held = held_out_people(ex.group, self.split, self.held_out)
-        return ex.take(~held), ex.take(held)
+        train = ex.take(~held)
+        few = _few_people(train.group, self.train_people, self.train_per_person, self.draw)
+        return train.take(few), ex.take(held)
 
     def score(
         self,
@@ -224,8 +242,10 @@ class EyeData(Config):
 
     def validation_unseen_by(self, other: Config) -> bool:  # `other`: the data of a teacher
         "Return whether none of the validation people were training people of the other."
-        same = isinstance(other, EyeData) and replace(other, per_person=self.per_person) == self
-        return same
+        if not isinstance(other, EyeData):
+            return False
+        training = 'per_person', 'train_people', 'train_per_person', 'draw'
+        return replace(other, **{name: getattr(self, name) for name in training}) == self
 
 # %% ../nbs/lib/21_gaze_data.ipynb #c026
 def eye_data(

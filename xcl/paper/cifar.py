@@ -7,7 +7,7 @@ __all__ = ['CifarParams', 'ResNet18Params', 'PyramidNetParams', 'check_depth', '
            'PyramidNetSection', 'BinaryNetSection', 'pyramid_figure', 'pyramid_table']
 
 # %% ../../nbs/lib/paper/23_cifar.ipynb #c003
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import matplotlib.pyplot as plt
@@ -52,6 +52,8 @@ class CifarParams(SectionParams):
     download: bool = knob(False)  # let torchvision fetch CIFAR into data_dir
     train_size: int = knob(smoke=128, demo=128, paper=0, low=0, high=10**7)  # 0: all
     val_fraction: float = knob(0.0, low=0, high=0.9)  # held out instead of the test set
+    teacher_train_size: int | None = knob(low=0, high=10**7)  # of the teacher; None: as train_size
+    teacher_val_fraction: float | None = knob(low=0, high=0.9)  # likewise
     size: int | None = knob(low=8, high=512)  # pixels a side, of class folders
     rows: Rows = knob(_FIVE, rows=_with_knobs(CIFAR))
 
@@ -81,6 +83,9 @@ class ResNet18Params(CifarParams):
     "Parameters of A.2."
 
     width: int = knob(smoke=16, demo=16, paper=64, low=1, high=1024)  # channels of the first layer
+    teacher_width: int | None = knob(
+        low=1, high=1024
+    )  # of the teacher's networks; None: as `width`
 
 # %% ../../nbs/lib/paper/23_cifar.ipynb #c007
 @dataclass(frozen=True, kw_only=True)
@@ -142,9 +147,23 @@ class CifarSection(Section):
         split = dict(train_size=P.train_size, val_fraction=P.val_fraction)
         return image_data(P.dataset, P.data_dir, download=P.download, **split, **more)
 
+    @cached_property
+    def teacher_images(self) -> Config:
+        "Return the data of the teacher: the students' as well, or more of the set."
+        P, own = self.P, {}
+        if P.teacher_train_size is not None:
+            own |= dict(train_size=P.teacher_train_size)
+        if P.teacher_val_fraction is not None:
+            own |= dict(val_fraction=P.teacher_val_fraction)
+        return replace(self.images, **own)
+
     def data(self, seed: int) -> Config:
         "Return the data."
         return self.images
+
+    def teacher_data(self, seed: int) -> Config:
+        "Return the data of the teacher."
+        return self.teacher_images
 
     def sized(self, name: str, width: int = None) -> Net:
         "Return a network by name, at the sizes of the parameters, or at another width."
@@ -157,8 +176,10 @@ class CifarSection(Section):
 
     def network(self, row: Row) -> Net:
         "Return the row's own network, or the section's."
-        name = row.net or (self.members if row.name == 'teacher' else self.students)
-        return self.sized(name) if isinstance(name, str) else name
+        teaches = row.name == 'teacher'
+        name = row.net or (self.members if teaches else self.students)
+        width = getattr(self.P, 'teacher_width', None) if teaches else None
+        return self.sized(name, width) if isinstance(name, str) else name
 
     def likelihood(self, row: Row, data: Config) -> Likelihood:
         "Return the row's likelihood, with the ways to temper and to scale that the notebook has."
@@ -226,7 +247,13 @@ def teacher_text(self: CifarSection) -> str:
     budget = f', {P.teacher_budget:g} of the recipe' if P.teacher_budget else ''
     one = P.members == 1
     networks = 'a teacher of one network' if one else f'a teacher of {P.members} networks'
-    return f'{networks} for all seeds{budget}'
+    wide = getattr(P, 'teacher_width', None)
+    wide = f' of width {wide}' if wide else ''
+    taught = ''
+    if self.teacher_images != self.images:
+        n = len(self.teacher_images.load(self.runtime)[0])
+        taught = f', trained on {n:,} images'
+    return f'{networks}{wide} for all seeds{budget}{taught}'
 
 
 @patch(as_prop=True)

@@ -7,7 +7,7 @@ __all__ = ['STUDENTS', 'EyeGanParams', 'check_source', 'GazeParams', 'simgan_of'
            'Predicted']
 
 # %% ../../nbs/lib/paper/28_gaze.ipynb #c003
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -64,6 +64,8 @@ class GazeParams(SectionParams, EyeGanParams):
     dataset: str = knob('procedural', paper='mpiigaze', choices=SOURCES)
     seeds: int = knob(smoke=2, demo=1, paper=3, low=1, high=99)  # how many
     per_person: int = knob(smoke=32, demo=400, paper=0, low=0, high=10**6)  # eyes of each; 0: all
+    train_people: int = knob(0, low=0, high=10**4)  # whose eyes students have; 0: all, as teachers
+    train_per_person: int = knob(0, low=0, high=10**6)  # training eyes of each of them; 0: all
     budget: float = knob(smoke=0.025, demo=0.2, paper=1.0, low=0.001, high=1)  # of 40 epochs
     members: int = knob(smoke=2, demo=1, paper=8, low=1, high=64)  # networks in the teacher
     val_every: int = knob(1, low=1, high=10**4)  # epochs
@@ -126,7 +128,6 @@ class GazeSection(Section):
 
     metric = 'error_deg'
     relative = True  # differences from ERM in per cent of it, as the paper states its claim
-    shared_teacher = False  # each seed has its own training people
     teacher_row = GAZE['teacher']
 
     def __init__(self, name: str, P: GazeParams, rows: Rows = None):
@@ -135,13 +136,32 @@ class GazeSection(Section):
             self.rows = Rows(row for row in self.rows if row.transfer is not None)
         self.eyes = {}  # seed -> its data
 
+    @property
+    def few(self) -> bool:
+        "Return whether students have the eyes of fewer people than their teacher."
+        return bool(self.P.train_people or self.P.train_per_person)
+
+    @property
+    def shared_teacher(self) -> bool:
+        "Return whether the held-out people are the same for all seeds, and so is the teacher."
+        return self.few
+
+    def teacher_data(self, seed: int) -> EyeData:
+        "Return the eyes of all people but the held-out ones. Raises what `eye_data` raises."
+        P, split = self.P, self.teacher_seed(seed)
+        if split not in self.eyes:
+            eyes = dict(split=split, per_person=P.per_person)
+            self.eyes[split] = eye_data(P.dataset, P.data_dir, **eyes)
+        return self.eyes[split]
+
     def data(self, seed: int) -> EyeData:
-        "Return the eyes of a seed, which draws the held-out people. Raises what `eye_data` raises."
+        "Return a student's eyes: those of its teacher, or of few people, drawn by the seed."
+        every = self.teacher_data(seed)
+        if not self.few:
+            return every
         P = self.P
-        if seed not in self.eyes:
-            split = dict(split=seed, per_person=P.per_person)
-            self.eyes[seed] = eye_data(P.dataset, P.data_dir, **split)
-        return self.eyes[seed]
+        own = dict(train_people=P.train_people, train_per_person=P.train_per_person, draw=seed)
+        return replace(every, **own)
 
     def sets(self, seed: int) -> tuple:  # (training eyes, eyes of held-out people)
         "Return the examples of a seed."
@@ -244,7 +264,7 @@ def predicted(
     seed: int,
 ) -> Predicted:
     "Return what a network predicts, or a teacher's networks as one."
-    runs = self.runs[name, seed]
+    runs = self.runs[name, seed if name in self.rows else self.teacher_seed(seed)]
     found = [run.tensors('predictions') for run in runs]
     kind = runs[0].cfg.likelihood
     out = kind.combine(torch.stack([one['out'] for one in found]))

@@ -346,10 +346,10 @@ def tested(
 
 
 @patch
-def scores(self: ImagenetSection, name: str, configs: tuple, runs: list) -> dict:
+def scores(self: ImagenetSection, name: str, configs: tuple, runs: list, seed: int) -> dict:
     "Return the scores of one row and seed, ImageNetV2's among them."
     trained = bool(runs)
-    own = super(ImagenetSection, self).scores(name, configs, runs) if trained else {}
+    own = super(ImagenetSection, self).scores(name, configs, runs, seed) if trained else {}
     found = own or self.tested(configs, self.photos)
     return found | {k: self.tested(configs, on)['top1'] for k, on in self.v2.items()}
 

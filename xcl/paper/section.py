@@ -16,14 +16,14 @@ from fastcore.basics import patch
 from ..config import Config
 from ..likelihoods import Categorical, Likelihood
 from ..nets import Net
-from . import summary as lines
 from .checks import check_room, check_run
 from .ledger import write_records
 from .params import SectionParams
+from .report import Report
 from .row import Row, Rows, likelihood_of
 from .rows import CIFAR, RECIPES
-from .show import Page, output_folder, provenance_line
-from .stats import METRICS, compare, record, summary as summary_frame
+from .show import output_folder
+from .stats import METRICS, record
 from ..recipe import Recipe
 from ..runs import RunConfig, ensure
 from ..runtime import RuntimeConfig, progress
@@ -32,14 +32,11 @@ from ..train import Train, trained
 from ..transfer import Transfer
 
 # %% ../../nbs/lib/paper/21_section.ipynb #c006
-class Section:
+class Section(Report):
     "Base of the paper's sections."
 
-    metric = 'top1'  # the score that the section is about, a key of `METRICS`
-    relative = False  # differences from ERM in per cent of ERM's score
     shared_teacher = True  # one teacher for the students of all seeds
     teacher_row = CIFAR['teacher']  # how the members of a teacher are trained
-    private = False  # pictures of the data are not to be stored
 
     def __init__(
         self,
@@ -71,12 +68,6 @@ class Section:
     def records(self) -> pd.DataFrame:  # section, row, seed, metric, value
         "Return every score of every row and seed."
         return collect_records(self)
-
-    @cached_property
-    def page(self) -> Page:
-        "Return where pictures and tables go, with what their captions say."
-        clause = self.description.split(':')[0]
-        return Page(self.folder, self.P.preset, clause, self.setting, self.P.show_images)
 
 # %% ../../nbs/lib/paper/21_section.ipynb #c008
 @patch
@@ -110,17 +101,9 @@ def seeds_of(self: Section, row: Row) -> list:
 
 
 @patch
-def pairs(self: Section) -> list:  # of (row, other)
-    "Return the differences that the summary states."
-    wanted = [('XCL-Mix', 'KD'), ('XCL-Mix', 'ERM')]
-    return [pair for pair in wanted if all(name in self.rows for name in pair)]
-
-# %% ../../nbs/lib/paper/21_section.ipynb #c009
-@patch(as_prop=True)
-def setting(self: Section) -> str:
-    "Return every parameter, the data, and the commits that made the runs, in one line."
-    made_by = [r.provenance for runs in self.runs.values() for r in runs]
-    return provenance_line(self.P.to_dict(), provenance=made_by)
+def teacher_data(self: Section, seed: int) -> Config:
+    "Return what the teacher of a seed is trained on."
+    return self.data(seed)
 
 # %% ../../nbs/lib/paper/21_section.ipynb #c011
 @patch
@@ -159,7 +142,7 @@ def teachers(
     name: str = 'teacher',  # of `teacher_name`
 ) -> tuple:  # of Train or Given
     "Return the members of a teacher."
-    budget, data = self.P.teacher_budget or self.P.budget, self.data(seed)
+    budget, data = self.P.teacher_budget or self.P.budget, self.teacher_data(seed)
     seeds = [1000 * seed + m for m in range(1, self.P.members + 1)]
     return tuple(self.config(self.teacher_row, s, data, budget) for s in seeds)
 
@@ -248,12 +231,13 @@ def score_members(
     self: Section,
     configs: tuple,  # members: Train or Given
     runs: list,  # finished, where members were trained here; else []
+    seed: int,  # whose validation examples are scored
 ) -> dict:
     "Return the scores of an ensemble."
-    data = self.data(self.P.seed) if not runs else runs[0].cfg.data
-    _, val = data.load(self.runtime)
+    data = self.data(seed)
     kind = self.likelihood(self.teacher_row, data)
-    if runs:
+    _, val = data.load(self.runtime)
+    if runs and runs[0].cfg.data == data:
         out = kind.combine(torch.stack([r.tensors('predictions')['out'] for r in runs]))
     else:
         networks = [c.network(self.runtime) for c in configs]
@@ -268,10 +252,11 @@ def scores(
     name: str,  # of a row, or of a teacher
     configs: tuple,  # of the grid
     runs: list,  # finished runs of the configs
+    seed: int,
 ) -> dict:  # metric -> number
     "Return the scores of one row and seed."
     if name not in self.rows:
-        return self.score_members(configs, runs)
+        return self.score_members(configs, runs, seed)
     result = runs[0].result
     known = 'target_entropy' in result
     return result | (dict(entropy=100 * result['target_entropy']) if known else {})
@@ -281,7 +266,7 @@ def collect_records(exp: Section) -> pd.DataFrame:  # section, row, seed, metric
     "Return the scores of every student and teacher as a tidy frame."
     found = []
     for (name, seed), configs in exp.grid.items():
-        scores = exp.scores(name, configs, exp.runs.get((name, seed), []))
+        scores = exp.scores(name, configs, exp.runs.get((name, seed), []), seed)
         known = {k: v for k, v in scores.items() if k in METRICS}
         found += record(exp.name, name, seed, **known)
     return pd.DataFrame(found)
@@ -323,76 +308,3 @@ def ensemble(
     runs = self.runs[name, self.P.seed if seed is None else seed]
     kind = self.likelihood(self.teacher_row, runs[0].cfg.data)
     return Ensemble([trained(r) for r in runs], kind)
-
-# %% ../../nbs/lib/paper/21_section.ipynb #c021
-@patch(as_prop=True)
-def names(self: Section) -> list:
-    "Return the rows of a table: the students, then the teachers."
-    teachers = [name for name, _ in self.grid if name not in self.rows]
-    return [*self.rows.names, *dict.fromkeys(teachers)]
-
-
-@patch(as_prop=True)
-def colours(self: Section) -> dict:  # row -> colour
-    "Return the colours of rows and teacher."
-    rows = (*self.rows, self.teacher_row)
-    return {row.name: row.colour for row in rows if row.name in self.names}
-
-
-@patch(as_prop=True)
-def paper(self: Section) -> dict:  # row -> metric -> (value, std)
-    "Return the numbers of the paper."
-    return {row.name: row.paper for row in (*self.rows, self.teacher_row)}
-
-
-@patch
-def table(self: Section) -> pd.DataFrame:  # row, metric, mean, std, n, paper
-    "Return the score, the difference from ERM, the gap to the teacher and its reduction, and Ĥ."
-    scores = compare(self.records, self.metric, self.names, self.paper, relative=self.relative)
-    if 'entropy' not in set(self.records.metric):
-        return scores
-    return pd.concat([summary_frame(self.records, 'entropy', self.names, self.paper), scores])
-
-
-@patch
-def show(
-    self: Section,
-    obj,  # a figure, a frame, or a widget
-    title: str,  # short; it names the file
-    photos: bool = False,  # it shows images of the data set
-    **kw,  # of `Page.show`
-) -> None:
-    "Show under a caption, and store beside the other results of the section."
-    self.page.show(obj, title, private=photos and self.private, **kw)
-
-
-@patch
-def about(self: Section) -> None:
-    "Print the setting in a sentence, then every parameter and the commits that made the runs."
-    print(self.description)
-    print(self.setting)
-
-# %% ../../nbs/lib/paper/21_section.ipynb #c023
-@patch
-def seen_line(self: Section) -> str:
-    "Return the scores of all rows, the best first."
-    line = lines.seen_line(self.records, self.names, self.metric)
-    return f'SMOKE - not a result. {line}' if self.P.preset == 'smoke' else line
-
-
-@patch
-def effects_line(self: Section) -> str:
-    "Return the differences of `pairs`, with 95% intervals."
-    return lines.effects_line(self.records, self.pairs(), self.metric)
-
-
-@patch
-def gap_line(self: Section, row: str = 'KD') -> str:
-    "Return whether a row leaves a gap to its teacher."
-    return lines.gap_line(self.records, row, self.metric)
-
-
-@patch
-def summary(self: Section) -> lines.Summary:
-    "Return what was seen, the differences, and whether there was a gap."
-    return lines.Summary((self.seen_line(), self.effects_line(), self.gap_line()))

@@ -61,7 +61,7 @@ class TeachersSection(CifarSection):
     def teachers(self, seed: int, name: str = 'teacher + CutMix') -> tuple:  # of Train
         "Return the members of a kind of teacher."
         kind = self.P.kinds[name.removeprefix('teacher ')]
-        budget, data = self.P.teacher_budget or self.P.budget, self.images
+        budget, data = self.P.teacher_budget or self.P.budget, self.teacher_images
         seeds = [1000 * seed + m for m in range(1, self.P.members + 1)]
         return tuple(self.config(kind, s, data, budget) for s in seeds)
 
