@@ -399,8 +399,24 @@ def test_version_is_written_once(settings):
     )
 
 
-def test_readme_is_filled_in_and_its_links_lead_somewhere():
+def _prose(path):
+    "Text of a Markdown file, or of the Markdown cells of a notebook."
+    text = path.read_text(encoding='utf-8')
+    if path.suffix != '.ipynb':
+        return text
+    cells = json.loads(text)['cells']
+    return '\n\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'markdown')
+
+
+def test_links_lead_somewhere():
+    pages = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *(ROOT / 'nbs').rglob('*.ipynb')]
+    links = {
+        (p, o) for p in pages for o in re.findall(r'\]\(([^)#\s]+)', _prose(p)) if '//' not in o
+    }
+    assert len(links) > 100
+    assert not sorted(f'{p.name}: {o}' for p, o in links if not (p.parent / o).exists())
+
+
+def test_readme_is_filled_in():
     text = (ROOT / 'README.md').read_text(encoding='utf-8')
-    links = [o for o in re.findall(r'\]\(([^)#\s]+)', text) if not o.startswith('http')]
-    assert links and not [o for o in links if not (ROOT / o).exists()]
     assert not re.findall(r'@\w+@', text), 'a place that was to be filled in'
