@@ -21,7 +21,7 @@ STAMP := $(VENV)/.installed
 ACTIVATE = set -euo pipefail; bin="$$(cd "$(VENV)/bin" && pwd)"; unset PYTHONHOME IN_TEST; export PATH="$$bin:$$PATH" \
 	JUPYTER_PATH="$${bin%/bin}/share/jupyter$${JUPYTER_PATH:+:$$JUPYTER_PATH}"
 
-EXPERIMENTS := gaze resnet18 pyramidnet binarynet imagenet teachers student_size label_smoothing temperature gan simgan tables
+EXPERIMENTS := $(sort $(basename $(notdir $(wildcard nbs/*.ipynb))))
 
 .DEFAULT_GOAL := help
 .PHONY: help $(EXPERIMENTS) test export clean-nbs prepare

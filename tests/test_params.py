@@ -26,12 +26,17 @@ CLASSES = dict(
 each = pytest.mark.parametrize('name', CLASSES)
 
 
+def parameters_cell(name):
+    "Source of the cell that papermill fills."
+    cells = json.loads((NBS / f'{name}.ipynb').read_text())['cells']
+    [found] = [c for c in cells if 'parameters' in c['metadata'].get('tags', [])]
+    return ''.join(found['source'])
+
+
 def cell(name):
     "The namespace that a notebook's parameters cell leaves."
-    cells = json.loads((NBS / f'{name}.ipynb').read_text())['cells']
-    source = [''.join(c['source']) for c in cells if 'parameters' in c['metadata'].get('tags', [])]
     ns = {}
-    exec(source[0], ns)
+    exec(parameters_cell(name), ns)
     return ns
 
 
@@ -176,6 +181,13 @@ def test_the_cell_has_the_parameters_of_its_class(name):
     assert fields - set(names) <= {'rows'}, 'all but rows that a section fixes'
     for preset in ('smoke', 'demo'):
         assert kind.read(dict(ns, preset=preset)).changed == {}
+
+
+@each
+def test_papermill_can_read_the_comments(name):
+    "A second `=` in a line makes papermill warn of an unknown parameter."
+    lines = parameters_cell(name).splitlines()
+    assert len(lines) > 5 and not [o for o in lines if '=' in o.partition('  # ')[2]]
 
 
 @each

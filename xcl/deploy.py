@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .data import Examples
 from .files import write_atomic, write_json
-from .images import ImageData, image_set
+from .images import BUILT_IN, ImageData, image_set
 from .likelihoods import Categorical, Likelihood
 from xcl.meaning import (
     Meaning,
@@ -112,7 +112,7 @@ def pack_network(
 def class_names(data, val, n: int, runtime: RuntimeConfig) -> tuple:
     "Names of the classes of a data set, in label order; numbers where it has none."
     if isinstance(data, ImageData):
-        place = '' if data.source == 'digits' else path_of(data.digest, 'images')
+        place = '' if data.source in BUILT_IN else path_of(data.digest, 'images')
         return tuple(map(str, image_set(data.source, place, data.size).names))
     names = getattr(data, 'names', None) or getattr(getattr(val, 'files', None), 'classes', None)
     return tuple(map(str, names or range(n)))

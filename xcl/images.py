@@ -23,6 +23,7 @@ from .config import Config
 from .data import CropFlip, Examples, digest, pixel_stats, split_rows
 from .files import home, read_tensors, root, write_tensors
 from xcl.image_sources import (
+    BUILT_IN,
     CIFAR,
     IMAGE_SOURCES,  # noqa: F401, for those who choose a source
     PICKLES,
@@ -144,7 +145,7 @@ class ImageData(Config):
     ) -> tuple:  # (train, val), two Examples
         "Training and validation images, not augmented. Raises ValueError where they are others."
         kind = f'{self.source} images'
-        data_dir = '' if self.source == 'digits' else path_of(self.digest, kind)
+        data_dir = '' if self.source in BUILT_IN else path_of(self.digest, kind)
         found = image_set(self.source, data_dir, self.size)
         if (found.digest, len(found.names)) != (self.digest, self.classes):
             raise ValueError(

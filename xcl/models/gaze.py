@@ -31,11 +31,11 @@ def _check_eyes(
 
 
 def _check_n_out(
-    n_out: int,  # number of outputs: 2 (point) or 3 (mean and log-variance)
+    n_out: int,  # number of outputs: 2 of a point, 3 of a mean and a log-variance
 ) -> int:
-    "Return `n_out`; raise `ValueError` unless it is 2 or 3."
-    if n_out not in (2, 3):
-        raise ValueError(f'n_out must be 2 (point) or 3 (mean and log-variance); got {n_out!r}')
+    "Return `n_out`; raise `ValueError` unless it is 1 or more."
+    if type(n_out) is not int or n_out < 1:
+        raise ValueError(f'n_out is {n_out!r}; allowed: 1 or more (2: point, 3: with log-variance)')
     return n_out
 
 # %% ../../nbs/lib/24_models_gaze.ipynb #c012

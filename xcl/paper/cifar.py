@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from matplotlib.figure import Figure
 
 from ..config import Config
-from ..images import IMAGE_SOURCES, image_data, image_set
+from ..images import BUILT_IN, IMAGE_SOURCES, image_data, image_set
 from ..likelihoods import Categorical, Likelihood
 from ..losses import TEMPERS
 from ..models.cifar import PyramidNet, ResNet18, pyramid_widths
@@ -59,14 +59,15 @@ class CifarParams(SectionParams):
 
     def check(self) -> None:
         "Raise ParameterError where parameters do not go together."
-        if (self.dataset != 'digits') != bool(self.data_dir):
+        if (self.dataset not in BUILT_IN) != bool(self.data_dir):
             raise ParameterError(
                 f'data_dir is {self.data_dir!r} with dataset {self.dataset}; '
-                "allowed: a folder, but '' with digits"
+                f"allowed: a folder, but '' with {' and '.join(BUILT_IN)}"
             )
         if self.size and self.dataset != 'folder':
             raise ParameterError(f'size is {self.size} with dataset {self.dataset}; allowed: None')
-        if self.preset == 'demo' and self.dataset != 'digits' and 'train_size' not in self.changed:
+        photos = self.dataset not in BUILT_IN
+        if self.preset == 'demo' and photos and 'train_size' not in self.changed:
             raise ParameterError(
                 f'train_size of the preset demo is {self.train_size}, meant for digits; '
                 f"with {self.dataset} give it (0: all), or preset = 'paper'"
@@ -136,7 +137,6 @@ _DATA = {
 class CifarSection(Section):
     "A section on small images: A.2, or what a subclass makes of it."
 
-    students = 'resnet18'  # network of the rows
     members = 'resnet18'  # network of the teacher
 
     @cached_property
@@ -172,7 +172,8 @@ class CifarSection(Section):
             return net(name, depth=P.depth, alpha=P.alpha)
         binary = name == 'binary_resnet18' and P.shortcuts == 'binary'
         shortcut = dict(binary_shortcut=True) if binary else {}
-        return net(name, width=width or P.width, **shortcut)
+        width = width or getattr(P, 'width', None)
+        return net(name, **(dict(width=width) if width else {}), **shortcut)
 
     def network(self, row: Row) -> Net:
         "Return the row's own network, or the section's."
@@ -189,7 +190,7 @@ class CifarSection(Section):
     @property
     def private(self) -> bool:
         "Return whether the images are those of a data set in `data_dir`."
-        return self.P.dataset != 'digits'
+        return self.P.dataset not in BUILT_IN
 
     @property
     def photos(self) -> bool:
@@ -223,7 +224,8 @@ def data_text(self: CifarSection) -> str:
     "Return data set, number of training images and seeds: the clause of captions."
     P = self.P
     whole = image_set(P.dataset, P.data_dir, self.images.size)
-    name = _DATA.get(P.dataset, f'images of a folder, {self.images.size}x{self.images.size}')
+    other = 'images of a folder' if P.dataset == 'folder' else P.dataset
+    name = _DATA.get(P.dataset, f'{other}, {self.images.size}x{self.images.size}')
     total = len(whole.train)
     return (
         f'{name}, {P.train_size or total:,} of {total:,} training images, {seeds_text(self.seeds)}'
@@ -236,7 +238,7 @@ def students_text(self: CifarSection) -> str:
     network = self.sized(self.students)
     recipe = RECIPES[network.name].scaled(self.P.budget)
     steps = recipe.steps(len(self.sets[0]))
-    size = f'{_NETWORKS[network.name]} of {_size_text(network.sizes)}'
+    size = f'{_NETWORKS.get(network.name, network.name)} of {_size_text(network.sizes)}'
     return f'{size}, {self.P.budget:g} of the recipe ({steps:,} steps)'
 
 

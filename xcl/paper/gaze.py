@@ -55,6 +55,7 @@ def check_source(
 
 # %% ../../nbs/lib/paper/28_gaze.ipynb #c007
 STUDENTS = Rows(row for row in GAZE if row.name != 'teacher')
+_SEVEN = 'ERM, point, ERM, MixUp, KD, XCL-Mix, XCL-Sim, XCL-GAN'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,7 @@ class GazeParams(SectionParams, EyeGanParams):
     budget: float = knob(smoke=0.025, demo=0.2, paper=1.0, low=0.001, high=1)  # of 40 epochs
     members: int = knob(smoke=2, demo=1, paper=8, low=1, high=64)  # networks in the teacher
     val_every: int = knob(1, low=1, high=10**4)  # epochs
-    rows: Rows = knob(', '.join(STUDENTS.names), rows=STUDENTS)
+    rows: Rows = knob(_SEVEN, rows=STUDENTS)
     generated: int = knob(smoke=64, demo=4800, paper=485_000, low=0, high=10**7)  # 0: no such rows
     unlabelled: str = knob('')  # .npz of real eyes for SimGAN; '': the training eyes, unlabelled
     lam: float = knob(1.0, low=0, high=10**4)  # of SimGAN: price of a change
@@ -128,6 +129,7 @@ class GazeSection(Section):
 
     metric = 'error_deg'
     relative = True  # differences from ERM in per cent of it, as the paper states its claim
+    students = 'lenet'
     teacher_row = GAZE['teacher']
 
     def __init__(self, name: str, P: GazeParams, rows: Rows = None):
@@ -169,7 +171,7 @@ class GazeSection(Section):
 
     def network(self, row: Row) -> Net:
         "Return a LeNet, or a member's PreAct-ResNet."
-        return row.net or net('preact_resnet' if row.name == 'teacher' else 'lenet')
+        return row.net or net('preact_resnet' if row.name == 'teacher' else self.students)
 
     def likelihood(self, row: Row, data: Config) -> Likelihood:
         "Return the Gaussian of a row, or the point estimate of 'ERM, point'."

@@ -89,7 +89,9 @@ def setting(self: Report) -> str:
 def pairs(self: Report) -> list:  # of (row, other)
     "Return the differences that the summary states."
     wanted = [('XCL-Mix', 'KD'), ('XCL-Mix', 'ERM')]
-    return [pair for pair in wanted if all(name in self.rows for name in pair)]
+    stated = [pair for pair in wanted if all(name in self.rows for name in pair)]
+    names = self.rows.names
+    return stated or [(name, names[0]) for name in names[1:]]
 
 
 @patch

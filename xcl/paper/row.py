@@ -13,7 +13,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..config import Config
-from ..likelihoods import Categorical, Likelihood, Point
+from ..likelihoods import Categorical, Likelihood
 from ..objective import Objective, Teacher
 from ..train import Method
 from ..transfer import Transfer
@@ -28,7 +28,7 @@ class Row:
     objective: Objective = Teacher()  # Labels(), Teacher() or Both(...)
     T: float = 1.0  # temperature of teacher and student, > 0
     eps: float = 0.0  # label smoothing, in [0, 1]
-    point: bool = False  # regression: a point estimate, without a variance
+    likelihood: type = None  # kind of output, e.g. Point; None: the section's
     recipe: tuple = ()  # changes of the section's recipe, e.g. (('weight_decay', 1e-5),)
     colour: str = 'C8'  # of matplotlib
     title: str = ''  # the name in full; '': the name itself
@@ -98,8 +98,7 @@ def likelihood_of(
     **sizes,  # of the likelihood, e.g. classes=10
 ) -> Likelihood:
     "Return the likelihood of a row's student."
-    if row.point:
-        return Point(**sizes)
+    kind = row.likelihood or kind
     if kind is not Categorical:
         return kind(**sizes)
     soft = dict(temperature=row.T, temper=temper, scale_t2=scale_t2 and row.T != 1)

@@ -13,6 +13,7 @@ from ..config import Config
 from ..generated import Offline, Online
 from ..generated_sets import GeneratedSet
 from ..generators import Sampled
+from ..likelihoods import Point
 from ..objective import Labels
 from .palette import COLOURS
 from .row import Row, Rows
@@ -123,7 +124,7 @@ GAZE = Rows(
             'ERM, point',
             Empirical(),
             Labels(),
-            point=True,
+            likelihood=Point,
             base='ERM',
             colour=COLOURS['Point'],
             title='Empirical risk minimisation, without σ',

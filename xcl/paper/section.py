@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from ..config import Config
 from ..likelihoods import Categorical, Likelihood
 from ..nets import Net
-from .checks import check_room, check_run
+from .checks import check_network, check_room, check_run
 from .ledger import write_records
 from .params import SectionParams
 from .report import Report
@@ -35,6 +35,7 @@ from ..transfer import Transfer
 class Section(Report):
     "Base of the paper's sections."
 
+    students = 'resnet18'  # name of the students' network
     shared_teacher = True  # one teacher for the students of all seeds
     teacher_row = CIFAR['teacher']  # how the members of a teacher are trained
 
@@ -78,8 +79,9 @@ def likelihood(self: Section, row: Row, data: Config) -> Likelihood:
 
 @patch
 def recipe(self: Section, row: Row, net: Net, budget: float) -> Recipe:
-    "Return the recipe of a row at a fraction of its epochs."
-    return replace(RECIPES[net.name].scaled(budget), **dict(row.recipe))
+    "Return the recipe of a row at a fraction of its epochs; other networks take the students'."
+    recipe = RECIPES.get(net.name) or RECIPES[self.students]
+    return replace(recipe.scaled(budget), **dict(row.recipe))
 
 
 @patch
@@ -183,6 +185,8 @@ def check(self: Section) -> 'Section':
     configs = [c for configs in self.grid.values() for c in configs if isinstance(c, Train)]
     for config in {c.hash: c for c in configs}.values():
         check_run(config, self.runtime)
+    for config in {(c.net, c.n_out): c for c in configs}.values():
+        check_network(config)
     data = self.data(self.P.seed)
     digest = getattr(data, 'digest', data.hash)
     values = self.P.to_dict()
@@ -306,5 +310,4 @@ def ensemble(
 ) -> Ensemble:
     "Return the trained networks of a teacher, or of a row, as one."
     runs = self.runs[name, self.P.seed if seed is None else seed]
-    kind = self.likelihood(self.teacher_row, runs[0].cfg.data)
-    return Ensemble([trained(r) for r in runs], kind)
+    return Ensemble([trained(r) for r in runs], runs[0].cfg.likelihood)
