@@ -45,7 +45,7 @@ test: $(STAMP)  ## export check, notebook tests, pytest, ruff
 	step 'ruff check, ruff format'; ruff check; ruff format --check; \
 	step 'notebooks clean and exported'; python tests/check_export.py; \
 	step 'nbdev_test'; nbdev_test --path nbs/lib --n_workers $(WORKERS) --do_print --timing --flags '$(FLAGS)'; \
-	step 'pytest'; pytest -n $(WORKERS) --dist loadgroup $(if $(filter slow,$(FLAGS)),--slow); \
+	step 'pytest'; pytest -n $(WORKERS) $(if $(filter slow,$(FLAGS)),--slow); \
 	step 'all passed'
 
 export: $(STAMP)  ## write xcl/*.py from the notebooks

@@ -5,6 +5,7 @@ runs are neither read nor written. Threads: the models are tiny, and beyond four
 programs that a test starts inherit the bound."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -21,19 +22,27 @@ def pytest_addoption(parser):
     parser.addoption('--slow', action='store_true', help='also run the tests marked slow')
 
 
-def group(item):
-    "Tests of one file run in one process, those of an experiment notebook in one process for each notebook."
-    name = Path(item.fspath).stem
-    notebook = getattr(item, 'callspec', None) and item.callspec.params.get('smoke')
-    return f'{name} {notebook.stem}' if notebook else name
+def group(nodeid):
+    "The process of a test: one for each file, and in test_notebooks.py one for each notebook."
+    path, _, test = nodeid.partition('::')
+    notebook = re.search(r'\[([a-z0-9_]+)', test) if path.endswith('test_notebooks.py') else None
+    return f'{path} {notebook[1]}' if notebook else path
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    "Fixtures of a module are made once, whatever the number of processes (`-n`)."
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return group(nodeid)
+
+    return ByGroup(config, log)
+
+
 def pytest_collection_modifyitems(config, items):
-    "Group tests for xdist; skip what needs a GPU that is not there, or --slow."
-    for o in items:
-        if not o.get_closest_marker('xdist_group'):
-            o.add_marker(pytest.mark.xdist_group(group(o)))
+    "Skip what needs a GPU that is not there, or --slow."
     if not config.getoption('--slow'):
         for o in items:
             if o.get_closest_marker('slow'):
