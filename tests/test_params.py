@@ -114,7 +114,7 @@ def test_slips_of_pyramids(given, message):
 
 
 def test_slips_of_others():
-    with pytest.raises(ParameterError, match="single_seed is 'full 9'.*full 4, full 8, binary 16"):
+    with pytest.raises(ParameterError, match="single_seed is 'full 9'.*full 4, full 8, binary 8"):
         StudentSizeParams.of(preset='smoke', single_seed='full 9')
     with pytest.raises(ParameterError, match=r"smoothing is '1'; allowed: 0.001 to 0.999"):
         SmoothingParams.of(smoothing='1')

@@ -38,7 +38,7 @@ from xcl.train import trained
 from xcl.trainer import Trainer
 
 
-def student(row, name='binary_resnet18', width=16, budget=0.05):
+def student(row, name='binary_resnet18', width=8, budget=0.03):
     "A student of 128 digits (one step to an epoch), and its teacher of one network."
     shape = dict(members=1, seeds=1, budget=budget, teacher_budget=0.05)
     exp = CifarSection('size', ResNet18Params.of(preset='smoke', device='cpu', **shape))
@@ -61,7 +61,7 @@ def test_a_binary_student_is_killed_and_goes_on(reference, tmp_path, wait):
     home, log = tmp_path / 'home', tmp_path / 'log'
     home.mkdir()
     assert make(TEACHER[0], home, log) == 0
-    child, name = start(student('XCL-Mix'), home, log, pace=0.02), folder(student('XCL-Mix'))
+    child, name = start(student('XCL-Mix'), home, log, pace=0.1), folder(student('XCL-Mix'))
     seen = set()
 
     def enough():

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor
 
 from .config import Config, rng
@@ -230,24 +231,28 @@ class EyeData(Config):
         few = _few_people(train.group, self.train_people, self.train_per_person, self.draw)
         return train.take(few), ex.take(held)
 
-    def score(
-        self,
-        likelihood,  # of the run
-        out: Tensor,  # outputs of the network, (n, n_out)
-        val: Examples,  # n eyes
-    ) -> dict:
-        "error_deg: mean angular error, degrees; val_loss: the likelihood's loss on the labels."
-        error = angular_error(likelihood.mean(out), val.y).mean().item()
-        return dict(error_deg=error, val_loss=likelihood.nll(out, val.y).item())
-
-    def validation_unseen_by(self, other: Config) -> bool:  # `other`: the data of a teacher
-        "Return whether none of the validation people were training people of the other."
-        if not isinstance(other, EyeData):
-            return False
-        training = 'per_person', 'train_people', 'train_per_person', 'draw'
-        return replace(other, **{name: getattr(self, name) for name in training}) == self
-
 # %% ../nbs/lib/21_gaze_data.ipynb #c026
+@patch
+def score(
+    self: EyeData,
+    likelihood,  # of the run
+    out: Tensor,  # outputs of the network, (n, n_out)
+    val: Examples,  # n eyes
+) -> dict:
+    "error_deg: mean angular error, degrees; val_loss: the likelihood's loss on the labels."
+    error = angular_error(likelihood.mean(out), val.y).mean().item()
+    return dict(error_deg=error, val_loss=likelihood.nll(out, val.y).item())
+
+
+@patch
+def validation_unseen_by(self: EyeData, other: Config) -> bool:  # `other`: the data of a teacher
+    "Return whether none of the validation people were training people of the other."
+    if not isinstance(other, EyeData):
+        return False
+    training = 'per_person', 'train_people', 'train_per_person', 'draw'
+    return replace(other, **{name: getattr(self, name) for name in training}) == self
+
+# %% ../nbs/lib/21_gaze_data.ipynb #c027
 def eye_data(
     source: str,  # 'procedural' or 'mpiigaze'
     data_dir: str,  # of a real set: MPIIGaze's folder, or an .npz

@@ -83,7 +83,7 @@ class CifarParams(SectionParams):
 class ResNet18Params(CifarParams):
     "Parameters of A.2."
 
-    width: int = knob(smoke=16, demo=16, paper=64, low=1, high=1024)  # channels of the first layer
+    width: int = knob(smoke=4, demo=16, paper=64, low=1, high=1024)  # channels of the first layer
     teacher_width: int | None = knob(
         low=1, high=1024
     )  # of the teacher's networks; None: as `width`
@@ -182,21 +182,6 @@ class CifarSection(Section):
         width = getattr(self.P, 'teacher_width', None) if teaches else None
         return self.sized(name, width) if isinstance(name, str) else name
 
-    def likelihood(self, row: Row, data: Config) -> Likelihood:
-        "Return the row's likelihood, with the ways to temper and to scale that the notebook has."
-        ways = {k: getattr(self.P, k) for k in ('temper', 'scale_t2') if hasattr(self.P, k)}
-        return likelihood_of(row, Categorical, classes=data.classes, **ways)
-
-    @property
-    def private(self) -> bool:
-        "Return whether the images are those of a data set in `data_dir`."
-        return self.P.dataset not in BUILT_IN
-
-    @property
-    def photos(self) -> bool:
-        "Return whether pictures show the images of the data set."
-        return not self.private or self.P.show_images or is_live()
-
     @cached_property
     def classes(self) -> list:
         "Return the names of the classes."
@@ -207,6 +192,25 @@ class CifarSection(Section):
     def sets(self) -> tuple:  # (training set, validation set)
         "Return the examples."
         return self.images.load(self.runtime)
+
+# %% ../../nbs/lib/paper/23_cifar.ipynb #59923a75
+@patch
+def likelihood(self: CifarSection, row: Row, data: Config) -> Likelihood:
+    "Return the row's likelihood, with the ways to temper and to scale that the notebook has."
+    ways = {k: getattr(self.P, k) for k in ('temper', 'scale_t2') if hasattr(self.P, k)}
+    return likelihood_of(row, Categorical, classes=data.classes, **ways)
+
+
+@patch(as_prop=True)
+def private(self: CifarSection) -> bool:
+    "Return whether the images are those of a data set in `data_dir`."
+    return self.P.dataset not in BUILT_IN
+
+
+@patch(as_prop=True)
+def photos(self: CifarSection) -> bool:
+    "Return whether pictures show the images of the data set."
+    return not self.private or self.P.show_images or is_live()
 
 # %% ../../nbs/lib/paper/23_cifar.ipynb #c012
 def seeds_text(seeds: list) -> str:

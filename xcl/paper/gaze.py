@@ -55,7 +55,8 @@ def check_source(
 
 # %% ../../nbs/lib/paper/28_gaze.ipynb #c007
 STUDENTS = Rows(row for row in GAZE if row.name != 'teacher')
-_SEVEN = 'ERM, point, ERM, MixUp, KD, XCL-Mix, XCL-Sim, XCL-GAN'
+_SIX = 'ERM, MixUp, KD, XCL-Mix, XCL-Sim, XCL-GAN'
+_SEVEN = f'ERM, point, {_SIX}'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,14 +64,16 @@ class GazeParams(SectionParams, EyeGanParams):
     "Parameters of A.1 and of the part of A.6 that is about gaze."
 
     dataset: str = knob('procedural', paper='mpiigaze', choices=SOURCES)
-    seeds: int = knob(smoke=2, demo=1, paper=3, low=1, high=99)  # how many
-    per_person: int = knob(smoke=32, demo=400, paper=0, low=0, high=10**6)  # eyes of each; 0: all
-    train_people: int = knob(0, low=0, high=10**4)  # whose eyes students have; 0: all, as teachers
-    train_per_person: int = knob(0, low=0, high=10**6)  # training eyes of each of them; 0: all
-    budget: float = knob(smoke=0.025, demo=0.2, paper=1.0, low=0.001, high=1)  # of 40 epochs
+    seeds: int = knob(smoke=2, demo=3, paper=3, low=1, high=99)  # how many
+    per_person: int = knob(smoke=16, demo=400, paper=0, low=0, high=10**6)  # eyes of each; 0: all
+    train_people: int = knob(0, demo=3, low=0, high=10**4)  # whose eyes students have; 0: all
+    train_per_person: int = knob(0, demo=64, low=0, high=10**6)  # training eyes of each; 0: all
+    budget: float = knob(smoke=0.025, demo=0.08, paper=1.0, low=0.001, high=1)  # of 40 epochs
+    teacher_budget: float | None = knob(demo=0.2, low=0.001, high=1)  # None: as `budget`
+    lr: float | None = knob(demo=1e-3, low=1e-6, high=1)  # of students; None: the recipe's
     members: int = knob(smoke=2, demo=1, paper=8, low=1, high=64)  # networks in the teacher
-    val_every: int = knob(1, low=1, high=10**4)  # epochs
-    rows: Rows = knob(_SEVEN, rows=STUDENTS)
+    val_every: int = knob(1, demo=20, low=1, high=10**4)  # epochs
+    rows: Rows = knob(_SEVEN, demo=_SIX, rows=STUDENTS)
     generated: int = knob(smoke=64, demo=4800, paper=485_000, low=0, high=10**7)  # 0: no such rows
     unlabelled: str = knob('')  # .npz of real eyes for SimGAN; '': the training eyes, unlabelled
     lam: float = knob(1.0, low=0, high=10**4)  # of SimGAN: price of a change
@@ -165,37 +168,65 @@ class GazeSection(Section):
         own = dict(train_people=P.train_people, train_per_person=P.train_per_person, draw=seed)
         return replace(every, **own)
 
+    def key(self, name: str, seed: int) -> tuple:
+        "Return where `runs` has a row, or the teacher of a seed."
+        return name, seed if name in self.rows else self.teacher_seed(seed)
+
     def sets(self, seed: int) -> tuple:  # (training eyes, eyes of held-out people)
         "Return the examples of a seed."
         return self.data(seed).load(self.runtime)
 
-    def network(self, row: Row) -> Net:
-        "Return a LeNet, or a member's PreAct-ResNet."
-        return row.net or net('preact_resnet' if row.name == 'teacher' else self.students)
+# %% ../../nbs/lib/paper/28_gaze.ipynb #c016
+@patch
+def recipe(self: GazeSection, row: Row, net: Net, budget: float) -> Recipe:
+    "Return the recipe; students of few eyes take as many steps as with all of them."
+    if row.name == 'teacher':
+        return super(GazeSection, self).recipe(row, net, budget)
+    if self.few:
+        sets = self.teacher_data(self.P.seed), self.data(self.P.seed)
+        batch = RECIPES[self.students].batch
+        every, own = (len(data.load(self.runtime)[0]) // batch for data in sets)
+        budget *= every / own
+    recipe = super(GazeSection, self).recipe(row, net, budget)
+    return replace(recipe, lr=self.P.lr or recipe.lr)
 
-    def likelihood(self, row: Row, data: Config) -> Likelihood:
-        "Return the Gaussian of a row, or the point estimate of 'ERM, point'."
-        return likelihood_of(row, Gaussian)
 
-    def pairs(self) -> list:
-        "Return the differences that the summary states: those of the paper, and what the GAN adds."
-        more = [('XCL-GAN', 'KD'), ('XCL-GAN', 'XCL-Sim')]
-        return super().pairs() + [p for p in more if all(row in self.rows for row in p)]
+@patch
+def network(self: GazeSection, row: Row) -> Net:
+    "Return a LeNet, or a member's PreAct-ResNet."
+    return row.net or net('preact_resnet' if row.name == 'teacher' else self.students)
 
-    @property
-    def private(self) -> bool:
-        "Return whether pictures show eyes of real people."
-        return self.P.dataset == 'mpiigaze' or bool(self.P.unlabelled)
 
-    @property
-    def paper(self) -> dict:
-        "Return the paper's numbers; its claim stands beside all rows of XCL that it may mean."
-        claim = next(c for c in CLAIMS if c.section == 'gaze')
-        stated = dict(against=(claim.low, None))
-        rows = {row.name: row.paper for row in (*self.rows, self.teacher_row)}
-        return rows | {name: stated for name in ('XCL-Mix', 'XCL-GAN') if name in rows}
+@patch
+def likelihood(self: GazeSection, row: Row, data: Config) -> Likelihood:
+    "Return the Gaussian of a row, or the point estimate of 'ERM, point'."
+    return likelihood_of(row, Gaussian)
 
-# %% ../../nbs/lib/paper/28_gaze.ipynb #c017
+
+@patch
+def pairs(self: GazeSection) -> list:
+    "Return the differences that the summary states: those of the paper, and what the GAN adds."
+    more = [('XCL-GAN', 'KD'), ('XCL-GAN', 'XCL-Sim')]
+    return super(GazeSection, self).pairs() + [
+        p for p in more if all(row in self.rows for row in p)
+    ]
+
+
+@patch(as_prop=True)
+def private(self: GazeSection) -> bool:
+    "Return whether pictures show eyes of real people."
+    return self.P.dataset == 'mpiigaze' or bool(self.P.unlabelled)
+
+
+@patch(as_prop=True)
+def paper(self: GazeSection) -> dict:
+    "Return the paper's numbers; its claim stands beside all rows of XCL that it may mean."
+    claim = next(c for c in CLAIMS if c.section == 'gaze')
+    stated = dict(against=(claim.low, None))
+    rows = {row.name: row.paper for row in (*self.rows, self.teacher_row)}
+    return rows | {name: stated for name in ('XCL-Mix', 'XCL-GAN') if name in rows}
+
+# %% ../../nbs/lib/paper/28_gaze.ipynb #c018
 @patch
 def gan(self: GazeSection, seed: int) -> SimGAN:
     "Return the SimGAN of a seed. Raises what `real_eyes` raises."
@@ -225,7 +256,7 @@ def transfer(self: GazeSection, row: Row, seed: int) -> Transfer:
     n = len(self.sets(seed)[0])
     return added_set(self.sampler(row.name, seed), self.P.generated, n, self.P.seed)
 
-# %% ../../nbs/lib/paper/28_gaze.ipynb #c018
+# %% ../../nbs/lib/paper/28_gaze.ipynb #c019
 @patch
 def check_seed(self: GazeSection, seed: int) -> None:
     "Raise ParameterError where a seed's eyes are too few, and what the data raises."
@@ -249,7 +280,7 @@ def check(self: GazeSection) -> GazeSection:
         self.check_seed(seed)
     return super(GazeSection, self).check()
 
-# %% ../../nbs/lib/paper/28_gaze.ipynb #c025
+# %% ../../nbs/lib/paper/28_gaze.ipynb #c026
 class Predicted(NamedTuple):
     "Predictions on the eyes of held-out people."
 
@@ -266,23 +297,26 @@ def predicted(
     seed: int,
 ) -> Predicted:
     "Return what a network predicts, or a teacher's networks as one."
-    runs = self.runs[name, seed if name in self.rows else self.teacher_seed(seed)]
+    runs = self.runs[self.key(name, seed)]
     found = [run.tensors('predictions') for run in runs]
     kind = runs[0].cfg.likelihood
     out = kind.combine(torch.stack([one['out'] for one in found]))
     return Predicted(out, found[0]['y'], found[0]['group'], kind)
 
-# %% ../../nbs/lib/paper/28_gaze.ipynb #c026
+# %% ../../nbs/lib/paper/28_gaze.ipynb #c027
 _WORDS = {'procedural': 'Procedural eyes (rendered, not MPIIGaze)', 'mpiigaze': 'MPIIGaze'}
 
 
 @patch
 def eyes_text(self: GazeSection) -> str:
     "Return data set, number of eyes and seeds: the clause of captions."
-    train, val = self.sets(self.P.seed)
+    train, val = self.teacher_data(self.P.seed).load(self.runtime)
     people = len(torch.cat([train.group, val.group]).unique())
-    total = len(train) + len(val)
-    return f'{_WORDS[self.P.dataset]}, {people} people, {total:,} eyes, {seeds_text(self.seeds)}'
+    eyes = f'{people} people, {len(train) + len(val):,} eyes'
+    if self.few:
+        own, _ = self.sets(self.P.seed)
+        eyes += f', of which students have {len(own)} of {len(own.group.unique())} people'
+    return f'{_WORDS[self.P.dataset]}, {eyes}, {seeds_text(self.seeds)}'
 
 
 @patch(as_prop=True)
@@ -290,10 +324,12 @@ def description(self: GazeSection) -> str:
     "Return the setting in one sentence; captions take what stands before its first colon."
     P = self.P
     n = len(self.sets(P.seed)[0])
-    steps = RECIPES['lenet'].scaled(P.budget).steps(n)
+    erm = GAZE['ERM']
+    steps = self.recipe(erm, self.network(erm), P.budget).steps(n)
     many = 'one PreAct-ResNet' if P.members == 1 else f'{P.members} PreAct-ResNets'
+    each = ' that had all training eyes, for all seeds' if self.few else ' per seed'
     return (
         f'{self.eyes_text()}: LeNets, {P.budget:g} of the recipe ({steps:,} steps), taught by '
-        f'{many} per seed, {P.precision}; measured on the eyes of three people whom no network '
+        f'{many}{each}, {P.precision}; measured on the eyes of three people whom no network '
         'has seen, after the last epoch, without selection.'
     )

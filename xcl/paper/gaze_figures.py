@@ -172,7 +172,7 @@ def persons_figure(
 
 def _ran(exp, name):
     "Whether a row, or the teacher, has runs of all seeds."
-    return all((name, seed) in exp.runs for seed in exp.seeds)
+    return all(exp.key(name, seed) in exp.runs for seed in exp.seeds)
 
 # %% ../../nbs/lib/paper/29_gaze_figures.ipynb #c028
 def calibration_figure(

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from ..deploy import packed_size
 from ..losses import TEMPERS
 from ..models.binary import binary_convs, signs
-from .cifar import CifarSection, ResNet18Params
+from .cifar import CifarParams, CifarSection
 from .params import ParameterError, knob
 from .plots_size import legend_size, plot_size
 from .row import Row, Rows, pick_names
@@ -35,15 +35,16 @@ _FAMILY_NET = {'full': 'resnet18', 'binary': 'binary_resnet18'}
 
 # %% ../../nbs/lib/paper/27_student_size.ipynb #c006
 @dataclass(frozen=True, kw_only=True)
-class StudentSizeParams(ResNet18Params):
-    "Parameters of Figure 1; `width` is the teacher's."
+class StudentSizeParams(CifarParams):
+    "Parameters of Figure 1."
 
+    width: int = knob(smoke=4, demo=16, paper=64, low=1, high=1024)  # of the teacher
     seeds: int = knob(smoke=2, demo=1, paper=3, low=1, high=99)
     widths: tuple[int, ...] = knob(
         smoke=(4, 8), demo=(3, 8, 16), paper=(4, 8, 16, 32, 64), low=1, high=1024
     )
     binary_widths: tuple[int, ...] = knob(
-        smoke=(16,), demo=(8, 16, 24), paper=(16, 32, 64, 128), low=1, high=1024
+        smoke=(8,), demo=(8, 16, 24), paper=(16, 32, 64, 128), low=1, high=1024
     )
     single_seed: str = knob('')  # students of which only the first seed is trained
     shortcuts: str = knob('full', choices=('full', 'binary'))  # 1x1 convolutions of shortcuts
