@@ -70,7 +70,7 @@ class GazeParams(SectionParams, EyeGanParams):
     train_per_person: int = knob(0, demo=64, low=0, high=10**6)  # training eyes of each; 0: all
     budget: float = knob(smoke=0.025, demo=0.08, paper=1.0, low=0.001, high=1)  # of 40 epochs
     teacher_budget: float | None = knob(demo=0.2, low=0.001, high=1)  # None: as `budget`
-    lr: float | None = knob(demo=1e-3, low=1e-6, high=1)  # of students; None: the recipe's
+    lr: float | None = knob(demo=3e-4, low=1e-6, high=1)  # of students; None: the recipe's
     members: int = knob(smoke=2, demo=1, paper=8, low=1, high=64)  # networks in the teacher
     val_every: int = knob(1, demo=20, low=1, high=10**4)  # epochs
     rows: Rows = knob(_SEVEN, demo=_SIX, rows=STUDENTS)
