@@ -39,7 +39,7 @@ class StudentSizeParams(CifarParams):
     "Parameters of Figure 1."
 
     width: int = knob(smoke=4, demo=16, paper=64, low=1, high=1024)  # of the teacher
-    seeds: int = knob(smoke=1, demo=1, paper=3, low=1, high=99)
+    seeds: int = knob(smoke=2, demo=1, paper=3, low=1, high=99)
     widths: tuple[int, ...] = knob(
         smoke=(4, 8), demo=(3, 8, 16), paper=(4, 8, 16, 32, 64), low=1, high=1024
     )
