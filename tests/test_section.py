@@ -353,7 +353,7 @@ def test_rows_of_figure_1():
     P = StudentSizeParams.of(single_seed='binary 8', shortcuts='binary', **SMALL)
     exp = StudentSizeSection('student_size', P)
     assert exp.rows.names[0] == 'ERM, full 4' and len(exp.rows) == 3 * 4
-    assert ('KD, binary 8', 1) in exp.grid and ('KD, binary 16', 2) not in exp.grid
+    assert ('KD, binary 8', 1) in exp.grid and ('KD, binary 8', 2) not in exp.grid
     binary = exp.grid['KD, binary 8', 1][0]
     assert binary.net == net('binary_resnet18', width=8, binary_shortcut=True)
     assert binary.recipe.optimiser == 'adam'
