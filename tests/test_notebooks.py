@@ -17,6 +17,8 @@ import numpy as np
 import papermill
 import pytest
 
+from xcl.paper.params import ParameterError
+
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = sorted((ROOT / 'nbs').glob('*.ipynb'))
 COLLECTING = {'tables'}  # experiments that train nothing, but collect what others have trained
@@ -176,10 +178,16 @@ def refused(nb, tmp_path, **params):
 
 
 @each
-def test_parameters_are_read_by_their_class(nb):
-    "What that refuses is in tests/test_params.py, and below for one notebook."
-    cells = json.loads(nb.read_text())['cells']
-    assert any('Params.read(globals())' in ''.join(c['source']) for c in cells)
+def test_an_unknown_parameter_is_refused_at_once(nb):
+    "The notebook's own cells, in this process; SLIPS sends one through papermill."
+    cells = [c for c in json.loads(nb.read_text())['cells'] if c['cell_type'] == 'code']
+    ns = {}
+    with pytest.raises(ParameterError, match=r"unknown parameter 'sed'.*\bseed\b"):
+        for c in cells:
+            exec(''.join(c['source']), ns)
+            if 'parameters' in c['metadata'].get('tags', []):
+                ns |= dict(preset='smoke', sed=1)
+    assert not list(Path(os.environ['XCL_HOME']).rglob('config.json')), 'it has begun to train'
 
 
 SLIPS = {
