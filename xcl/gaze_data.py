@@ -135,12 +135,12 @@ def held_out_people(
     return held, torch.isin(group, torch.tensor(held, device=group.device))
 
 # %% ../nbs/lib/21_gaze_data.ipynb #c023
-def _subset(group, per_person):
+def _subset(group, per_person, seed=0, stream='eyes/subset'):
     "Rows of `per_person` eyes of each person, drawn at random, always the same."
     rows = []
     for k in group.unique().tolist():
         own = np.flatnonzero(group.numpy() == k)
-        drawn = rng(0, 'eyes/subset', k).permutation(own)[:per_person]
+        drawn = rng(seed, stream, k).permutation(own)[:per_person]
         rows.append(np.sort(drawn))
     return torch.from_numpy(np.concatenate(rows))
 
@@ -151,11 +151,11 @@ def _few_people(group, people, per_person, seed):
     if people > len(present):
         raise ValueError(f'train_people is {people}; allowed: up to the {len(present)} to train on')
     if people:
-        present = sorted(rng(seed, 'eyes/few-people').permutation(present)[:people].tolist())
-    rows = [np.flatnonzero(group.numpy() == k) for k in present]
+        present = rng(seed, 'eyes/few-people').permutation(present)[:people].tolist()
+    rows = torch.isin(group, torch.tensor(present)).nonzero()[:, 0]
     if per_person:
-        rows = [rng(seed, 'eyes/few', k).permutation(r)[:per_person] for k, r in zip(present, rows)]
-    return torch.from_numpy(np.sort(np.concatenate(rows)))
+        rows = rows[_subset(group[rows], per_person, seed, 'eyes/few')].sort().values
+    return rows
 
 
 @lru_cache(maxsize=2)
