@@ -8,6 +8,7 @@ __all__ = ['STUDENTS', 'EyeGanParams', 'check_source', 'GazeParams', 'simgan_of'
 
 # %% ../../nbs/lib/paper/28_gaze.ipynb #c003
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -168,6 +169,16 @@ class GazeSection(Section):
         own = dict(train_people=P.train_people, train_per_person=P.train_per_person, draw=seed)
         return replace(every, **own)
 
+    @cached_property
+    def repeats(self) -> float:
+        "Return how many epochs over a student's eyes have the steps of one over its teacher's."
+        if not self.few:
+            return 1.0
+        sets = self.teacher_data(self.P.seed), self.data(self.P.seed)
+        batch = RECIPES[self.students].batch
+        every, own = (len(data.load(self.runtime)[0]) // batch for data in sets)
+        return every / own
+
     def key(self, name: str, seed: int) -> tuple:
         "Return where `runs` has a row, or the teacher of a seed."
         return name, seed if name in self.rows else self.teacher_seed(seed)
@@ -182,12 +193,7 @@ def recipe(self: GazeSection, row: Row, net: Net, budget: float) -> Recipe:
     "Return the recipe; students of few eyes take as many steps as with all of them."
     if row.name == 'teacher':
         return super(GazeSection, self).recipe(row, net, budget)
-    if self.few:
-        sets = self.teacher_data(self.P.seed), self.data(self.P.seed)
-        batch = RECIPES[self.students].batch
-        every, own = (len(data.load(self.runtime)[0]) // batch for data in sets)
-        budget *= every / own
-    recipe = super(GazeSection, self).recipe(row, net, budget)
+    recipe = super(GazeSection, self).recipe(row, net, budget * self.repeats)
     return replace(recipe, lr=self.P.lr or recipe.lr)
 
 
