@@ -107,6 +107,12 @@ def teacher_data(self: Section, seed: int) -> Config:
     "Return what the teacher of a seed is trained on."
     return self.data(seed)
 
+
+@patch
+def row_of_teacher(self: Section, name: str) -> Row:
+    "Return how the members of a teacher are trained, by the name of the teacher."
+    return self.teacher_row
+
 # %% ../../nbs/lib/paper/21_section.ipynb #c011
 @patch
 def config(
@@ -146,7 +152,7 @@ def teachers(
     "Return the members of a teacher."
     budget, data = self.P.teacher_budget or self.P.budget, self.teacher_data(seed)
     seeds = [1000 * seed + m for m in range(1, self.P.members + 1)]
-    return tuple(self.config(self.teacher_row, s, data, budget) for s in seeds)
+    return tuple(self.config(self.row_of_teacher(name), s, data, budget) for s in seeds)
 
 
 @patch

@@ -58,12 +58,9 @@ class TeachersSection(CifarSection):
         "Return the name of a row's teacher."
         return f'teacher {row.name}'
 
-    def teachers(self, seed: int, name: str = 'teacher + CutMix') -> tuple:  # of Train
-        "Return the members of a kind of teacher."
-        kind = self.P.kinds[name.removeprefix('teacher ')]
-        budget, data = self.P.teacher_budget or self.P.budget, self.teacher_images
-        seeds = [1000 * seed + m for m in range(1, self.P.members + 1)]
-        return tuple(self.config(kind, s, data, budget) for s in seeds)
+    def row_of_teacher(self, name: str) -> Row:
+        "Return how a kind of teacher is trained."
+        return self.P.kinds[name.removeprefix('teacher ')]
 
     @property
     def names(self) -> list:
