@@ -29,9 +29,11 @@ from children import (
 from PIL import Image
 
 from xcl.config import rng
+from xcl.data import to_bytes
 from xcl.diff_augment import DiffAugment
 from xcl.gan_figures import sample_steps
 from xcl.gan_quality import Evaluator
+from xcl.gan_sampling import draw_real
 from xcl.gans import BigGAN, GanRecipe, GanTrainer
 from xcl.images import image_data
 from xcl.recipe import Recipe
@@ -224,7 +226,9 @@ def test_images_of_a_folder_are_mirrored_and_never_cropped(tmp_path):
     loop = GanTrainer(cfg, Run(cfg, runtime))
     mirrored = []
     for d in range(4):
-        original, seen = loop.train.x[loop.real_index(d)], loop.real_batch(d).x
+        drawn = draw_real(cfg, len(loop.train), d)
+        original = loop.train.x[drawn['index']]
+        seen = to_bytes(loop.real_batch(drawn)[0])
         alike = (seen == original).flatten(1).all(1)
         assert torch.equal(
             torch.where(alike[:, None, None, None], original, original.flip(-1)), seen

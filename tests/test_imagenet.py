@@ -13,10 +13,10 @@ from PIL import Image
 
 from xcl.config import rng
 from xcl.deploy import meaning_of, pack, pack_network
-from xcl.launch import read_plan
 from xcl.loop import pack_state
 from xcl.paper.imagenet import ImagenetParams, ImagenetSection, Waiting
 from xcl.photo_transforms import PhotoAugment
+from xcl.plan import read_plan
 from xcl.runs import Run, ensure
 from xcl.teacher_check import TeacherMismatch
 from xcl.trainer import Trainer, build

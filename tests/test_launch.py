@@ -12,7 +12,8 @@ import sys
 import pytest
 
 from xcl import source
-from xcl.launch import command, main, read_plan, work, write_plan
+from xcl.launch import main, work
+from xcl.plan import command, read_plan, write_plan
 from xcl.runs import Run
 from xcl.runtime import RuntimeConfig, path_of, register_path
 

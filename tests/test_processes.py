@@ -25,9 +25,9 @@ from xcl.files import read_tensors
 from xcl.folders import folder_data
 from xcl.gaze_data import EyeData
 from xcl.images import image_data
-from xcl.launch import command, write_plan
 from xcl.likelihoods import Categorical, Gaussian
 from xcl.nets import net
+from xcl.plan import command, write_plan
 from xcl.recipe import Recipe
 from xcl.runs import ensure
 from xcl.runtime import RuntimeConfig, register_path, registered_paths

@@ -376,18 +376,20 @@ class CropFlip(Config):
         levels = [2 * self.pad + 1, 2 * self.pad + 1, 1 + self.flip]
         return torch.from_numpy((u * levels).astype(np.int64).T.copy())
 
-    def __call__(
-        self,
-        x: Tensor,  # uint8 (b, c, h, w)
-        seed: int,
-        step: int,
-    ) -> Tensor:  # uint8 (b, c, h, w), on the device of x
-        "The augmented images. Row i depends on (seed, step, i) and on x[i] alone."
+    def __call__(self, x: Tensor, seed: int, step: int) -> Tensor:  # both uint8 (b, c, h, w)
+        "The augmented images, on the device of x. Row i depends on (seed, step, i) and on x[i] alone."
         if not (self.pad or self.flip):
             return x
+        return self.apply(x, self.draw(seed, step, len(x)).to(x.device, non_blocking=True))
+
+    def apply(
+        self,
+        x: Tensor,  # uint8 (b, c, h, w)
+        drawn: Tensor,  # of `draw`, on the device of x
+    ) -> Tensor:  # uint8 (b, c, h, w)
+        "The images with these windows and mirrors."
         b, c, h, w = x.shape
         padded = F.pad(x, (self.pad,) * 4)
-        drawn = self.draw(seed, step, b).to(x.device, non_blocking=True)
         top, left, mirrored = drawn[..., None]
         row = top + torch.arange(h, device=x.device)
         col = torch.arange(w, device=x.device)

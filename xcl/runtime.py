@@ -9,7 +9,9 @@ __all__ = ['RuntimeConfig', 'register_path', 'registered_paths', 'path_of', 'ran
 # %% ../nbs/lib/04_runtime.ipynb #c002
 import contextlib
 import math
+import os
 import platform
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, fields
@@ -19,7 +21,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from IPython import get_ipython
 from tqdm.auto import tqdm
 
 import xcl
@@ -33,7 +34,8 @@ class RuntimeConfig:
     device: str = 'auto'  # 'auto' | 'cpu' | 'cuda' | 'cuda:1' ...
     progress: bool = True  # progress bars, in a terminal and in a live notebook
     checkpoint_s: float = 30.0  # seconds between checkpoints, finite and positive
-    compile: bool = True  # on CUDA: forward and backward of the student as CUDA graphs
+    compile: str = 'auto'  # on CUDA, torch.compile: 'auto' (long runs) | 'on' | 'off'
+    capture: bool = True  # on CUDA: a whole step as one CUDA graph, where it can be
     target_cache: bool = False  # store soft targets in files, for other students of the same stream
     workers: int = -1  # processes that decode images; -1: CPUs less one, at most 16; 0: none
     world_size: int = 1  # fewest processes that may work on a run (`xcl.launch`)
@@ -42,6 +44,8 @@ class RuntimeConfig:
         for f in fields(self):
             _check_type(f, getattr(self, f.name))
         object.__setattr__(self, 'device', _device(self.device))
+        if self.compile not in ('auto', 'on', 'off'):
+            raise ValueError(f'compile is {self.compile!r}; allowed: auto, on, off')
         for name, low in ('workers', -1), ('world_size', 1):
             if getattr(self, name) < low:
                 raise ValueError(f'{name} is {getattr(self, name)}; allowed: {low} or more')
@@ -144,7 +148,7 @@ def set_broadcast_timeout(
 # %% ../nbs/lib/04_runtime.ipynb #c016
 def _git(*args):
     "Output of one git command in the checkout; '' without one, as for an installed wheel."
-    if not (root() / 'settings.ini').exists():
+    if not (root() / 'settings.ini').exists() or not shutil.which('git'):
         return ''
     command = ['git', '-C', str(root()), *args]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -154,11 +158,12 @@ def _git(*args):
 def provenance(
     device: str = 'cpu',  # that a run trains on
 ) -> dict:
-    "Commit, whether the code differs from it (`dirty`), versions, device and threads."
+    """Commit, whether the code differs from it (`dirty`), versions, device and threads. A copy without its
+    repository has the commit that the environment variable XCL_COMMIT names."""
     name = torch.cuda.get_device_name(device) if device.startswith('cuda') else platform.machine()
     world = rank_and_world()[1]
     return dict(
-        commit=_git('rev-parse', '--short=12', 'HEAD') or 'none',
+        commit=_git('rev-parse', '--short=12', 'HEAD') or os.environ.get('XCL_COMMIT', 'none'),
         dirty=bool(_git('status', '--porcelain', '--', 'xcl', 'settings.ini')),
         xcl=xcl.__version__,
         python=platform.python_version(),
@@ -188,9 +193,15 @@ def merge_provenance(
     return {k: _both(before[k], now[k]) if k in before else now[k] for k in now}
 
 # %% ../nbs/lib/04_runtime.ipynb #c022
+def _shell():
+    "The IPython shell that runs this process; None in plain Python, which need not have IPython."
+    ipython = sys.modules.get('IPython')
+    return ipython and ipython.get_ipython()
+
+
 def is_live() -> bool:
     "True in a Jupyter front end with a person; False in papermill, nbconvert, nbdev_test, scripts."
-    kernel = getattr(get_ipython(), 'kernel', None)
+    kernel = getattr(_shell(), 'kernel', None)
     return bool(kernel) and bool(kernel.get_parent('shell').get('content', {}).get('allow_stdin'))
 
 
@@ -202,7 +213,7 @@ def progress(
     unit: str = 'step',
 ) -> tqdm:
     "A progress bar in a terminal and in a live notebook, a silent stand-in elsewhere."
-    visible = is_live() or (get_ipython() is None and sys.stderr.isatty())
+    visible = is_live() or (_shell() is None and sys.stderr.isatty())
     return tqdm(
         total=total,
         initial=done,

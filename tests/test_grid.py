@@ -1,0 +1,144 @@
+"""`python -m xcl.launch PLAN --workers N`: runs side by side, some of which fail or are killed."""
+
+import collections
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from xcl.plan import write_plan
+from xcl.runs import Run
+
+MODULE = """
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from xcl.runs import RunConfig
+
+LOG = Path(os.environ['LOG'])
+
+@dataclass(frozen=True)
+class Toss(RunConfig):
+    "Appends to a log when it is made; `how` says what happens first."
+
+    number: int
+    how: str = 'well'  # 'fail' | 'die' | 'die once' | 'sleep'
+    after: tuple = ()
+
+    @property
+    def slug(self):
+        return f'toss-{self.number}'
+
+    def make(self, run):
+        assert all((run.folder.parent / Path(Run(c).folder).name).exists() for c in self.after)
+        mark = LOG.with_name(f'{self.slug}.died')
+        if self.how == 'fail':
+            raise ValueError(f'{self.slug} does not like it')
+        if self.how == 'sleep':
+            time.sleep(600)
+        if self.how == 'die' or (self.how == 'die once' and not mark.exists()):
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        with LOG.open('a') as f:
+            f.write(f'{self.number} {os.getpid()}\\\\n')
+        run.finish(dict(number=self.number), [])
+
+from xcl.runs import Run
+""".replace('\\\\n', '\\n')
+
+
+@pytest.fixture
+def tosses(tmp_path, monkeypatch, xcl_home):
+    "The module of the runs above, importable here and in other processes."
+    (tmp_path / 'tosses.py').write_text(MODULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv('PYTHONPATH', f'{tmp_path}{os.pathsep}{os.environ.get("PYTHONPATH", "")}')
+    monkeypatch.setenv('LOG', str(tmp_path / 'log'))
+    import tosses
+
+    yield tosses
+    sys.modules.pop('tosses', None)
+
+
+def start(plan, configs, workers):
+    write_plan(plan, configs)
+    words = [str(plan), '--workers', str(workers), '--allow', 'tosses', '--device', 'cpu']
+    line = [sys.executable, '-m', 'xcl.launch', *words]
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def launched(tmp_path, configs, workers=2):
+    "Output, exit code, and the log as number -> processes that finished this run."
+    job = start(tmp_path / 'plan.json', configs, workers)
+    output = job.communicate(timeout=300)[0]
+    made = collections.defaultdict(list)
+    for line in (tmp_path / 'log').read_text().splitlines():
+        number, process = line.split()
+        made[int(number)].append(process)
+    return output, job.returncode, made
+
+
+def test_runs_whose_processes_are_killed_are_made_once_each(tosses, tmp_path):
+    configs = [tosses.Toss(k, 'die once' if k % 30 == 7 else 'well') for k in range(100)]
+    output, code, made = launched(tmp_path, configs)
+    assert code == 0, output
+    assert {k: len(v) for k, v in made.items()} == dict.fromkeys(range(100), 1)
+    assert len({p for v in made.values() for p in v}) > 2  # the dead were replaced
+    assert output.count('its process died by signal 9') == 4
+    again, code, made = launched(tmp_path, configs)  # nothing is made twice
+    assert code == 0 and '0 of 100 runs to make' in again and len(made) == 100
+
+
+def test_a_run_that_fails_stops_only_those_that_need_it(tosses, tmp_path):
+    bad, deadly, good = tosses.Toss(0, 'fail'), tosses.Toss(1, 'die'), tosses.Toss(2)
+    pupils = [tosses.Toss(10 + k, after=(t,)) for k, t in enumerate((bad, deadly, good))]
+    output, code, made = launched(tmp_path, [*pupils, bad, deadly, good])
+    assert code == 1 and {*made} == {2, 12}, output
+    tail = output[output.index('4 of 6 runs failed') :]
+    assert 'toss-0: ValueError: toss-0 does not like it' in tail
+    assert 'toss-1: its process died 3 times, at last by signal 9' in tail
+    assert 'toss-10: needs toss-0, which failed' in tail and 'toss-11: needs toss-1' in tail
+    assert Run(pupils[2]).done and not Run(pupils[0]).done
+
+
+@pytest.mark.parametrize('how', [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_their_parent(tosses, tmp_path, how):
+    job = start(tmp_path / 'plan.json', [tosses.Toss(k, 'sleep') for k in range(2)], 2)
+    deadline = time.monotonic() + 60
+    while len(workers := children(job.pid)) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    job.send_signal(how)
+    job.wait(60)
+    while any(os.path.exists(f'/proc/{w}') for w in workers):
+        assert time.monotonic() < deadline, 'a worker lives on'
+        time.sleep(0.1)
+
+
+def children(pid):
+    "Processes whose parent this is and that run Python's spawn_main."
+    found = []
+    for p in filter(str.isdigit, os.listdir('/proc')):
+        try:
+            line = open(f'/proc/{p}/cmdline').read()
+            parent = re.search(r'PPid:\s(\d+)', open(f'/proc/{p}/status').read())[1]
+        except OSError:
+            continue
+        if int(parent) == pid and 'spawn_main' in line:
+            found.append(p)
+    return found
+
+
+def test_side_by_side_or_shared_not_both(tosses, tmp_path):
+    write_plan(tmp_path / 'plan.json', [tosses.Toss(1)])
+    line = [sys.executable, '-m', 'xcl.launch', str(tmp_path / 'plan.json'), '--workers', '2']
+    done = subprocess.run([*line, '--world-size', '2'], capture_output=True, text=True)
+    assert done.returncode == 1 and 'allowed: one of both' in done.stderr
+    assert 'Traceback' not in done.stderr
