@@ -108,7 +108,7 @@ def _serve(conn, path, allow, paths, runtime, threads) -> None:
         except Exception:
             conn.send((None, traceback.format_exc()))
 
-
+# %% ../nbs/lib/66_grid.ipynb #c009b
 class _Worker:
     "A process that makes one run at a time."
 
@@ -168,7 +168,7 @@ def _collect(grid: Grid, worker: _Worker, say) -> bool:
         say(f'{finished}/{len(grid.configs)}  {name}  finished: {json.dumps(result)[:120]}')
     return True
 
-
+# %% ../nbs/lib/66_grid.ipynb #c010b
 def work_off(
     path: Path,  # of the plan
     configs: list,  # of RunConfig, as `read_plan` returns them

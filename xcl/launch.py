@@ -167,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
     option('--checkpoint-s', type=float, default=30.0, help='seconds between checkpoints')
     return p
 
-
+# %% ../nbs/lib/67_launch.ipynb #c022b
 def _planned(a: argparse.Namespace) -> list:
     "The runs of the plan on the command line. Raises SystemExit where it cannot be used."
     try:
@@ -178,7 +178,7 @@ def _planned(a: argparse.Namespace) -> list:
         register_path(digest, path)
     return configs
 
-
+# %% ../nbs/lib/67_launch.ipynb #c022c
 def main(words: list = None) -> None:  # of the command line
     "What `python -m xcl.launch` does. Raises SystemExit where a run of `--workers` failed."
     a = _parser().parse_args(words)
