@@ -36,7 +36,7 @@ def _with_own(v) -> set:
     "`needed`, and the value itself where it is a run."
     return needed(v) | ({v.hash} if isinstance(v, RunConfig) else set())
 
-
+# %% ../nbs/lib/66_grid.ipynb #c005g
 ATTEMPTS = 3  # at a run whose process dies
 
 

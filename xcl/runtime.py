@@ -159,12 +159,14 @@ def provenance(
     device: str = 'cpu',  # that a run trains on
 ) -> dict:
     """Commit, whether the code differs from it (`dirty`), versions, device and threads. A copy without its
-    repository has the commit that the environment variable XCL_COMMIT names."""
+    repository is of the commit that the environment variable XCL_COMMIT names."""
     name = torch.cuda.get_device_name(device) if device.startswith('cuda') else platform.machine()
     world = rank_and_world()[1]
+    copied = os.environ.get('XCL_COMMIT')
+    commit = copied or _git('rev-parse', '--short=12', 'HEAD') or 'none'
     return dict(
-        commit=_git('rev-parse', '--short=12', 'HEAD') or os.environ.get('XCL_COMMIT', 'none'),
-        dirty=bool(_git('status', '--porcelain', '--', 'xcl', 'settings.ini')),
+        commit=commit,
+        dirty=not copied and bool(_git('status', '--porcelain', '--', 'xcl', 'settings.ini')),
         xcl=xcl.__version__,
         python=platform.python_version(),
         torch=torch.__version__,

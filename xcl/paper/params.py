@@ -225,8 +225,8 @@ class SectionParams(Params):
     seed: int = knob(1, low=1, high=900)  # first seed of the table
     seeds: int = knob(smoke=2, demo=3, paper=3, low=1, high=99)  # how many
     data_dir: str = knob('')  # folder of the data set; '' where it needs none
-    budget: float = knob(smoke=0.005, demo=0.5, paper=1.0, low=0.001, high=1)  # of the epochs
-    teacher_budget: float | None = knob(low=0.001, high=1)  # of a teacher's; None: as `budget`
+    budget: float = knob(smoke=0.005, demo=0.5, paper=1.0, low=0.001, high=4)  # of the epochs
+    teacher_budget: float | None = knob(low=0.001, high=4)  # of a teacher's; None: as `budget`
     members: int = knob(smoke=2, demo=2, paper=8, low=1, high=64)  # networks in the teacher
     precision: str = knob('fp32', choices=('fp32', 'bf16'))  # autocast in training
     val_every: int = knob(smoke=1, demo=10, paper=1, low=1, high=10**4)  # epochs
