@@ -147,6 +147,7 @@ def main(words: list = None) -> None:  # of the command line
     p.add_argument('--workers', type=int, default=1, help='runs made side by side')
     p.add_argument('--collect', action='store_true', help='train nothing: write what is finished')
     a = p.parse_args(words)
+    a.out.mkdir(parents=True, exist_ok=True)
     few = FewImages(a.setting, a.data_dir, a.device)
     steps, measured = gauged_length(few)
     write_json(a.out / 'gauges.json', measured)
