@@ -71,13 +71,14 @@ from xcl.target_eyes import webcam_eyes
 from xcl.train import Train
 from xcl.trainer import Trainer, build
 
-STAGES = 'machine', 'equal', 'waits', 'speed'
+STAGES = 'machine', 'equal', 'waits', 'speed', 'deterministic', 'kernels'
 VARIANTS = dict(
     eager=dict(compile='off', capture=False),
     captured=dict(compile='off', capture=True),
     compiled=dict(compile='on', capture=True),
+    deterministic=dict(compile='off', capture=True, deterministic=True),
 )
-WARM = dict(eager=5, captured=10, compiled=10)  # steps before a measurement
+WARM = dict(eager=5, captured=10, compiled=10, deterministic=10)  # steps before a measurement
 STEPS = dict(eager=3, captured=6, compiled=6)  # that are compared
 TRAINERS = {Train: Trainer, BigGAN: GanTrainer, SimGAN: RefinerTrainer}
 PACKAGE = str(Path(xcl.__file__).parent) + os.sep
@@ -709,6 +710,57 @@ def stage_speed(session):
         session.attempt('speed', case.title, measured, case, work, session.a)
 
 
+# Determinism, and what a step consists of
+
+
+def repeated(case, a):
+    "Whether two runs, and a run that was resumed, give the same bits; and the price."
+    cfg, runtime = case.make(), runtime_of(a.device, case.variant)
+    first, second = (trainer_of(cfg, runtime) for _ in range(2))
+    advance(first, 8)
+    advance(second, 5)
+    second.save()
+    resumed = trainer_of(cfg, runtime, resume=True)
+    advance(resumed, 3)
+    expected, found = weights(first), weights(resumed)
+    same = all(torch.equal(v, found[k]) for k, v in expected.items())
+    end(resumed)
+    ms = float(np.median(blocks_of(first.train_step, WARM[case.variant], a)))
+    end(first)
+    difference = differ_all(found, expected)
+    asked = runtime.deterministic or a.device == 'cpu'
+    facts = dict(same_bits=same, difference=difference, ms=round(ms, 3), graph=has_graph(first))
+    return dict(fine=same or not asked, **facts)
+
+
+def stage_deterministic(session):
+    "Repeat and resume trainings with and without `deterministic`; exact bits are asked of the first."
+    first, _ = large_kinds(session.large)
+    for case in in_variants(first, ['captured', 'deterministic']):
+        session.attempt('deterministic', case.title, repeated, case, session.a)
+
+
+def kernels_of(case, a, top=12):
+    "The kernels that take most of a step: name -> (calls, milliseconds)."
+    trainer = trainer_of(case.make(), runtime_of(a.device, case.variant))
+    advance(trainer, WARM[case.variant])
+    settle(a.device)
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as recorded:
+        trainer.train_step()
+        settle(a.device)
+    end(trainer)
+    events = [e for e in recorded.key_averages() if e.device_type == DeviceType.CUDA]
+    events = sorted(events, key=lambda e: -e.self_device_time_total)[:top]
+    return {e.key[:90]: (e.count, round(e.self_device_time_total / 1e3, 3)) for e in events}
+
+
+def stage_kernels(session):
+    "List the kernels of a step; on CUDA only."
+    first, _ = large_kinds(session.large)
+    for case in in_variants(first, ['captured']) if session.cuda else ():
+        session.attempt('kernels', case.title, kernels_of, case, session.a)
+
+
 # The machine
 
 
@@ -859,7 +911,7 @@ def main():
     a = arguments()
     left = a.minutes * 60 + 120 - (time.time() - a.began if a.began else 0)
     faulthandler.dump_traceback_later(max(left, 60), exit=True)  # a case that hangs
-    stages = dict(zip(STAGES, (stage_machine, stage_equal, stage_waits, stage_speed)))
+    stages = {name: globals()[f'stage_{name}'] for name in STAGES}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
         os.environ['XCL_HOME'] = home
         session = Session(a)

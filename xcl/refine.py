@@ -22,7 +22,7 @@ from .loop import NotFinite, merge_states, pack_state, run_loop, state_of, unpac
 from .models.simgan import Discriminator, Refiner
 from .refine_losses import REAL, REFINED, History, change, local_loss, share_correct
 from .runs import Run, RunConfig, ensure
-from .runtime import RuntimeConfig
+from .runtime import RuntimeConfig, set_determinism
 from .simulated_eyes import BLOCK, Simulated, rows_of_blocks
 from .teachers import fast_layout
 
@@ -122,6 +122,7 @@ class RefinerTrainer:
     "The state of one SimGAN's training, new or from its checkpoint."
 
     def __init__(self, cfg: SimGAN, run: Run):
+        set_determinism(run.runtime)
         self.cfg = cfg
         self.run = run
         self.device = run.runtime.device
@@ -162,7 +163,7 @@ class RefinerTrainer:
     ) -> Tensor:  # float32 (batch, 1, 36, 60), in [-1, 1]
         "Return a batch drawn with replacement, a function of (seed, stream, step)."
         rows = rng(self.cfg.seed, f'simgan/{stream}', step).integers(len(x), size=self.cfg.batch)
-        return to_signed(x[torch.from_numpy(rows).to(self.device)])
+        return to_signed(x[torch.from_numpy(rows).to(self.device, non_blocking=True)])
 
 # %% ../nbs/lib/63_refine.ipynb #c015
 def _check_numbers(numbers, step):

@@ -69,7 +69,7 @@ class History:
             return refined
         g = rng(seed, 'history', step)
         drawn = (torch.from_numpy(g.choice(size, half, replace=False)) for _ in range(2))
-        old, place = (t.to(refined.device) for t in drawn)
+        old, place = (t.to(refined.device, non_blocking=True) for t in drawn)
         shown = torch.cat([self.images[old], refined[half:]])
         self.images[place] = new
         return shown
