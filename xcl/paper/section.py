@@ -251,7 +251,8 @@ def score_members(
         out = kind.combine(torch.stack([r.tensors('predictions')['out'] for r in runs]))
     else:
         networks = [c.network(self.runtime) for c in configs]
-        out = predict(Ensemble(networks, kind, self.runtime.device), val).cpu()
+        device = self.runtime.device
+        out = predict(Ensemble(networks, kind, device), val.to(device)).cpu()
     out = out.clamp_min(1e-30).log() if isinstance(kind, Categorical) else out
     return data.score(kind, out, val)
 
