@@ -21,7 +21,10 @@ from xcl.paper.params import ParameterError
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = sorted((ROOT / 'nbs').glob('*.ipynb'))
-COLLECTING = {'tables'}  # experiments that train nothing, but collect what others have trained
+COLLECTING = {
+    'tables',
+    'few_images',
+}  # experiments that train nothing, but collect what others have trained
 TIMEOUT = 300  # seconds for one cell
 
 each = pytest.mark.parametrize('nb', EXPERIMENTS, ids=lambda o: o.stem)

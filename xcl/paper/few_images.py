@@ -118,7 +118,7 @@ def collect(
     few: FewImages,
     steps: int,  # of the students
 ) -> tuple:  # (records with the columns of `write_records`, finished runs)
-    "Return the scores of the teacher and of all finished students; the section names the size."
+    "Return the scores of the teacher and of all finished students; the column size is extra."
     lines, runs = [], []
     for size, row, seed, cfg in few.students(steps):
         run = Run(cfg, few.section(size, steps).runtime)
@@ -127,7 +127,8 @@ def collect(
         known = {k: v for k, v in run.result.items() if k in METRICS}
         entropy = run.result.get('target_entropy')
         known |= {} if entropy is None else dict(entropy=100 * entropy)
-        lines += record(f'few images, {size}', row, seed, **known)
+        found = record('few images', row, seed, **known)
+        lines += [dict(one, size=size, steps=steps) for one in found]
         runs.append(run)
     section = few.section(next(iter(few.setting['sizes'])), steps)
     teacher = ensure(few.teacher, section.runtime)
@@ -158,6 +159,7 @@ def main(words: list = None) -> None:  # of the command line
         runtime = few.section(few.setting['gauges']['size'], steps).runtime
         work_off(plan, configs, runtime, a.workers)
     records, runs = collect(few, steps)
+    records.to_csv(a.out / 'records.csv', index=False)
     write_records(records, runs, a.out / 'records.json')
 
 

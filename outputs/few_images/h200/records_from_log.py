@@ -4,7 +4,8 @@ The command trained all 32 students and then stopped in `collect` (scoring the t
 were on the CPU, the teacher on the GPU; mended since), and the machine was given back before that was seen. So
 the folders of the runs are lost, and with them the teacher's score on the test images. The log has the first 120
 characters of every result: whole numbers of the first four metrics, and the leading digits of the targets'
-entropy. The lines of a size follow each other, in the order of nbs/settings/few_images.yaml."""
+entropy. The lines of a size follow each other, in the order of nbs/settings/few_images.yaml. Commit dadabcee375f,
+clean; folders of that machine are cut from the paths."""
 
 import json
 import re
