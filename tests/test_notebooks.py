@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import papermill
 import pytest
@@ -20,7 +21,8 @@ import pytest
 from xcl.paper.params import ParameterError
 
 ROOT = Path(__file__).resolve().parent.parent
-EXPERIMENTS = sorted((ROOT / 'nbs').glob('*.ipynb'))
+SCRATCH = ROOT / 'nbs' / 'from_scratch.ipynb'  # plain PyTorch, without this package
+EXPERIMENTS = sorted({*(ROOT / 'nbs').glob('*.ipynb')} - {SCRATCH})
 COLLECTING = {
     'tables',
     'few_images',
@@ -158,6 +160,24 @@ def test_the_command_of_the_readme_gives_the_same_records(smoke, tmp_path):
     a, b = records(smoke.home), records(home)
     assert len(a) >= 2 and sorted(a) == sorted(b)
     assert not [k for k in a if a[k] != b[k]], 'not the same bytes'
+
+
+def test_from_scratch_shows_what_it_says(monkeypatch):
+    "Its cells, shorter: every method ran, and the teacher's answers on mixtures are worth most."
+    monkeypatch.setattr('matplotlib.pyplot.show', lambda: None)
+    ns, cells = {}, json.loads(SCRATCH.read_text())['cells']
+    for c in cells:
+        if c['cell_type'] == 'code':
+            exec(''.join(c['source']), ns)
+        if 'parameters' in c['metadata'].get('tags', []):
+            ns |= dict(seeds=1, steps=200)
+    plt.close('all')
+    assert list(ns['found']) == ['ERM', 'MixUp', 'KD', 'XCL']
+    scores = {k: v[0] for k, v in ns['found'].items()}
+    assert ns['accuracy'](ns['teacher']) > 95 and scores['ERM'] > 70, scores
+    assert scores['XCL'] > max(scores[k] for k in ('ERM', 'MixUp', 'KD')), scores
+    code = [''.join(c['source']) for c in cells if c['cell_type'] == 'code']
+    assert not [s for s in code if 'xcl' in s]
 
 
 # ---- slips ----

@@ -16,6 +16,7 @@ MAX_CELL_LINES = 60  # of any cell
 MAX_MODULE_LINES = 400  # of an exported module
 MAX_COLUMNS = dict(library=110, experiment=100)
 MAX_EXPERIMENT_LINES = 60  # of code, blank lines left out
+MAX_SCRATCH_LINES = 80  # of nbs/from_scratch.ipynb, which does without the library
 MAX_COMPREHENSIONS = 2  # in one statement
 
 
@@ -218,7 +219,8 @@ def test_code_cells_are_short(path):
 @each(EXPERIMENTS)
 def test_experiment_is_short(path):
     lines = [o for s in sources(path) for o in s.splitlines() if o.strip()]
-    assert len(lines) <= MAX_EXPERIMENT_LINES, f'{len(lines)} lines of code'
+    most = MAX_SCRATCH_LINES if path.stem == 'from_scratch' else MAX_EXPERIMENT_LINES
+    assert len(lines) <= most, f'{len(lines)} lines of code'
 
 
 @each(NBS)
@@ -268,7 +270,7 @@ def test_experiment_has_one_parameters_cell_of_annotated_literals(path):
         assert '#' in lines[o.end_lineno - 1][o.end_col_offset :], f'no comment: {line}'
 
 
-@each(EXPERIMENTS)
+@each([p for p in EXPERIMENTS if p.stem != 'from_scratch'])
 def test_experiment_only_uses_the_library(path):
     used = {m for o in sources(path) for m in DIRECTIVE.findall(o)}
     assert not used & {'export', 'exports', 'exporti', 'default_exp'}, (

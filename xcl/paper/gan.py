@@ -163,7 +163,7 @@ def classify(
 ) -> Tensor:  # (n, classes), on the CPU
     "Return the probabilities that the teacher gives to images."
     device = self.runtime.device
-    return self.ensemble()(x.to(device).float() / 255).cpu()
+    return self.ensemble(device=device)(x.to(device).float() / 255).cpu()
 
 
 _QUALITY = {

@@ -83,6 +83,6 @@ def batch_figure(
     "Return images of an XCL-Mix micro-batch, with the teacher's predictions and mixed labels."
     networks = [t.network(exp.runtime) for t in exp.teachers(exp.P.seed)]
     kind = exp.likelihood(exp.teacher_row, exp.photos)
-    teacher = Ensemble(networks, kind, exp.runtime.device)
+    teacher = Ensemble(networks, kind)  # a few images, which are on the CPU
     batch, shown = even_batch(exp, IMAGENET['XCL-Mix']), exp.shows_photos
     return mixed_batch(teacher, batch, exp.sets[0], exp.classes, show_images=shown)

@@ -232,5 +232,7 @@ class SectionParams(Params):
     val_every: int = knob(smoke=1, demo=10, paper=1, low=1, high=10**4)  # epochs
     store: str = knob('off', choices=('off', 'half', 'full'))  # soft targets in files
     device: str = knob('auto', choices=('auto', 'cpu', 'cuda'))
+    compile: str = knob('auto', choices=('auto', 'on', 'off'))  # networks, on a GPU
+    deterministic: bool = knob(False)  # the same bits in every run on a GPU
     setting: str = knob('')  # name of the file in nbs/settings that gave the parameters
     show_images: bool = knob(False)  # photographs of data_dir in stored outputs

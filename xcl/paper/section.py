@@ -49,7 +49,8 @@ class Section(Report):
         self.name, self.P = name, P
         self.rows = Rows(r for r in rows if r.name != 'teacher')
         self.seeds = list(range(P.seed, P.seed + P.seeds))
-        self.runtime = RuntimeConfig(P.device, target_cache=P.store != 'off')
+        ways = dict(compile=P.compile, deterministic=P.deterministic)
+        self.runtime = RuntimeConfig(P.device, target_cache=P.store != 'off', **ways)
         self.runs = {}  # (row, seed) -> finished runs; several where they are a teacher's members
 
     def data(self, seed: int) -> Config:
@@ -314,7 +315,8 @@ def ensemble(
     self: Section,
     name: str = 'teacher',  # or a row
     seed: int = None,  # None: the first
+    device: str = 'cpu',  # where it computes
 ) -> Ensemble:
     "Return the trained networks of a teacher, or of a row, as one."
     runs = self.runs[name, self.P.seed if seed is None else seed]
-    return Ensemble([trained(r) for r in runs], runs[0].cfg.likelihood)
+    return Ensemble([trained(r) for r in runs], runs[0].cfg.likelihood, device)

@@ -159,7 +159,10 @@ def file_name(
     return f'{name[: LONGEST_NAME - 7].rstrip("-")}-{_digest6(title)}'
 
 # %% ../../nbs/lib/paper/14_show.ipynb #c018
-MACHINE = 'device', 'data_dir', 'download', 'workers', 'world_size', 'show_images'
+MACHINE = (
+    *('device', 'compile', 'deterministic', 'data_dir', 'download'),
+    *('workers', 'world_size', 'show_images'),
+)
 _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]{0,59}')
 
 

@@ -62,6 +62,8 @@ class SimganParams(EyeGanParams):
     discriminator_steps: int = knob(smoke=5, demo=100, paper=1000, low=1, high=10**5)
     measured: int = knob(smoke=64, demo=1024, paper=4096, low=64, high=10**5)  # eyes
     device: str = knob('auto', choices=('auto', 'cpu', 'cuda'))
+    compile: str = knob('auto', choices=('auto', 'on', 'off'))  # networks, on a GPU
+    deterministic: bool = knob(False)  # the same bits in every run on a GPU
     setting: str = knob('')  # name of the file in nbs/settings that gave the parameters
     show_images: bool = knob(False)  # real eyes in stored outputs
 
