@@ -212,7 +212,7 @@ def likelihood(self: GazeSection, row: Row, data: Config) -> Likelihood:
 @patch
 def pairs(self: GazeSection) -> list:
     "Return the differences that the summary states: those of the paper, and what the GAN adds."
-    more = [('XCL-GAN', 'KD'), ('XCL-GAN', 'XCL-Sim')]
+    more = [('XCL-Sim', 'KD'), ('XCL-GAN', 'KD'), ('XCL-GAN', 'XCL-Sim')]
     return super(GazeSection, self).pairs() + [
         p for p in more if all(row in self.rows for row in p)
     ]
