@@ -81,11 +81,21 @@ _SCALARS = dict(int=int, float=float, str=str, bool=bool)
 _RESERVED = 'kind', 'source'  # keys of `to_dict` in configs of other packages
 
 
+def _as_float(cls, f, v):
+    "An int as a float. Raises ValueError for one that no float can hold."
+    try:
+        return float(v)
+    except OverflowError:
+        raise ValueError(
+            f'{cls.__name__}.{f.name} is a number of {len(str(v))} digits; allowed: finite'
+        ) from None
+
+
 def _checked_field(cls, f, v):
     "Value of one config field; an int becomes a float where the field is one. Raises TypeError."
     wanted = _SCALARS.get(f.type, f.type) if isinstance(f.type, str) else f.type
     if wanted is float and type(v) is int:
-        v = float(v)
+        v = _as_float(cls, f, v)
     if wanted in (int, float, str, bool) and type(v) is not wanted:
         raise TypeError(f'{cls.__name__}.{f.name} is {v!r}; allowed: {wanted.__name__}')
     if type(v) is float and not np.isfinite(v):
@@ -121,7 +131,10 @@ class Config:
         _check_names(type(self))
         for f in fields(self):
             object.__setattr__(self, f.name, _checked_field(type(self), f, getattr(self, f.name)))
-            _plain(getattr(self, f.name), False)
+            try:
+                _plain(getattr(self, f.name), False)
+            except TypeError as e:
+                raise TypeError(f'{type(self).__name__}.{f.name}: {e}') from None
 
     def to_dict(
         self,

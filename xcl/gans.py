@@ -136,6 +136,8 @@ class BigGAN(RunConfig):
             raise ValueError(f'every is {self.every}; allowed: 1 or more steps')
         if self.precision not in ('fp32', 'bf16'):
             raise ValueError(f'precision is {self.precision!r}; allowed: fp32, bf16')
+        if not (self.evaluator is None or hasattr(self.evaluator, 'open')):
+            raise TypeError(f'evaluator is {self.evaluator!r}; allowed: an Evaluator or None')
         if self.evaluator and _kind(self.evaluator.net.data) != _kind(self.data):
             known = _kind(self.evaluator.net.data)
             raise ValueError(f'the evaluator knows {known}; the GAN makes {_kind(self.data)}')
@@ -143,8 +145,9 @@ class BigGAN(RunConfig):
 
     @property
     def slug(self) -> str:
-        width = f'width{self.recipe.width_g}'
-        return slug_of('biggan', self.data.source, width, f'seed{self.seed}')
+        return slug_of(
+            'biggan', self.data.source, f'width{self.recipe.width_g}', f'seed{self.seed}'
+        )
 
     def make(self, run: Run) -> None:
         train_gan(self, run)
@@ -161,9 +164,6 @@ def init_networks(
     return G, D
 
 # %% ../nbs/lib/59_gans.ipynb #c014
-_CHUNK = 100  # steps whose random numbers a GPU gets together
-
-
 class GanTrainer:
     "The state of one GAN's training, new or from its checkpoint."
 
@@ -177,7 +177,7 @@ class GanTrainer:
         self.step = 0
         self.curve = []
         draw = partial(draw_step, cfg, len(self.train))
-        self.plan = StepPlan(draw, self.device, 1 if self.device == 'cpu' else _CHUNK)
+        self.plan = StepPlan(draw, self.device, 1 if self.device == 'cpu' else 100)
         self.plan.begin(0)  # raises ValueError for a batch larger than the set
         self.evaluator = cfg.evaluator.open(run.runtime) if cfg.evaluator else None
         if found := run.load_checkpoint():

@@ -108,6 +108,12 @@ def image_set(
     return _image_set(source, kind, folder, size, key, left_out)
 
 # %% ../nbs/lib/12_images.ipynb #c016
+def _three(v) -> bool:
+    "Whether a value is a tuple of three finite numbers."
+    number = lambda e: type(e) in (int, float) and abs(e) < float('inf')
+    return isinstance(v, tuple) and len(v) == 3 and all(map(number, v))
+
+
 @dataclass(frozen=True)
 class ImageData(Config):
     "A set of small images with class labels, split into training and validation images."
@@ -130,8 +136,8 @@ class ImageData(Config):
             classes=(self.classes > 1, 'at least 2'),
             train_size=(self.train_size >= 0, '0 or more'),
             val_fraction=(0 <= self.val_fraction < 1, 'from 0 to less than 1'),
-            mean=(len(self.mean) == 3, 'three numbers'),
-            std=(len(self.std) == 3 and min(self.std) > 0, 'three numbers above 0'),
+            mean=(_three(self.mean), 'three numbers'),
+            std=(_three(self.std) and min(self.std) > 0, 'three numbers above 0'),
         )
         for name, (fine, allowed) in ok.items():
             if not fine:

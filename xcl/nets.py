@@ -33,6 +33,11 @@ TIMM = 'timm/'  # names that begin so are architectures of timm
 _OWN = {}  # content hash -> class of one's own, for this process
 
 # %% ../nbs/lib/30_nets.ipynb #c006
+def _is_pair(v) -> bool:
+    "Whether a value is (name, value)."
+    return isinstance(v, tuple) and len(v) == 2
+
+
 @dataclass(frozen=True)
 class Net(Config):
     "A network: architecture and sizes. `net` makes it. Raises ValueError for an unknown name."
@@ -43,6 +48,8 @@ class Net(Config):
 
     def __post_init__(self):
         super().__post_init__()
+        if not isinstance(self.sizes, tuple) or not all(map(_is_pair, self.sizes)):
+            raise TypeError(f'sizes is {self.sizes!r}; allowed: ((name, value), ...)')
         pairs = tuple(sorted((str(k), v) for k, v in self.sizes))
         object.__setattr__(self, 'sizes', pairs)
         if self.name.startswith(TIMM) and pairs:

@@ -69,6 +69,9 @@ class Recipe(Config):
 
     def __post_init__(self):
         super().__post_init__()
+        epochs = self.milestones
+        if not isinstance(epochs, tuple) or any(type(m) not in (int, float) for m in epochs):
+            raise TypeError(f'milestones is {epochs!r}; allowed: a tuple of epochs')
         # 30 and 30.0 are one recipe
         object.__setattr__(self, 'milestones', tuple(float(m) for m in self.milestones))
         _check_ranges(self)

@@ -15,7 +15,7 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 
-from ..deploy import pack, packed_size
+from ..deploy import pack
 from ..evaluate import model_card
 from ..nets import NETS, TIMM, Net, net
 from .cifar import CifarParams, CifarSection, seeds_text, with_knobs
