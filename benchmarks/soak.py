@@ -1,7 +1,7 @@
 """What must not go wrong, many times over: kills, bad inputs, damaged files.
 
     python benchmarks/soak.py --out outputs/benchmarks/soak.json
-    python benchmarks/soak.py --kills 24 --inputs 200 --files 200      a short form
+    python benchmarks/soak.py --kills 4 --kinds BigGAN 'gaze ERM' --inputs 200 --files 200
 
 *kills*    Every kind of training is killed (SIGKILL) at random moments and started again until it ends;
            what it leaves is compared with a run that was never killed, tensor by tensor, bit by bit.
@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
@@ -138,6 +138,7 @@ def soak_kills(a, g, tmp):
     kinds = {k: short(f()) for k, f in small_kinds(Configs(TINY, 'cpu')).items()}
     kinds = {k: (cfg, False) for k, cfg in kinds.items()}
     kinds['resnet18 KD half, stored'] = replace(kinds['resnet18 KD half'][0], seed=2), True
+    kinds = {k: kinds[k] for k in a.kinds or kinds}
     each, found = -(-a.kills // len(kinds)), Counter()
     by_kind, faults = {}, []
     for k, (cfg, cache) in kinds.items():
@@ -244,25 +245,31 @@ def ask_config(cfg, f, value):
     return None if finite else f'{type(cfg).__name__}.{f.name} = {value!r} was accepted'
 
 
+def cases(g):
+    "All questions about inputs: (what is asked, function, its arguments)."
+    of_params = [
+        ('parameters', ask_params, (cls, f, v))
+        for cls in PARAMS
+        for f in fields(cls)
+        if f.name != 'preset'
+        for v in wrong_values(f, g)
+    ]
+    of_configs = [
+        ('configs', ask_config, (c, f, v)) for c in configs() for f in fields(c) for v in BAD
+    ]
+    return of_params + of_configs
+
+
 def soak_inputs(a, g, tmp):
-    "Give wrong values to every parameter, and to every field of a config."
+    "Give wrong values to parameters and to fields of configs."
     os.environ['XCL_HOME'] = str(tmp / 'inputs')
-    asked, faults = Counter(), []
-    while sum(asked.values()) < a.inputs:
-        for cls in PARAMS:
-            for f in (f for f in fields(cls) if f.name != 'preset'):
-                values = wrong_values(f, g)
-                said = [ask_params(cls, f, v) for v in values]
-                asked['parameters'] += len(values)
-                faults += [s for s in said if s]
-        for cfg in configs():
-            for f in fields(cfg) if is_dataclass(cfg) else ():
-                said = [ask_config(cfg, f, v) for v in BAD]
-                asked['configs'] += len(BAD)
-                faults += [s for s in said if s]
-    found = dict(asked, faults=sorted(set(faults)))
-    print(f'inputs: {dict(asked)}, {len(found["faults"])} faults', flush=True)
-    return found
+    known, asked, faults = cases(g), Counter(), []
+    some = known if a.inputs >= len(known) else [known[i] for i in g.permutation(len(known))]
+    for kind, ask, words in some[: a.inputs]:
+        asked[kind] += 1
+        faults += [said] if (said := ask(*words)) else []
+    print(f'inputs: {dict(asked)}, {len(faults)} faults', flush=True)
+    return dict(asked, faults=sorted(set(faults)))
 
 
 # Damaged files
@@ -364,7 +371,8 @@ def soak_files(a, g, tmp):
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--kills', type=int, default=200, help='at least (default: 200)')
-    p.add_argument('--inputs', type=int, default=300, help='at least (default: 300)')
+    p.add_argument('--kinds', nargs='+', help='of training that are killed (default: all)')
+    p.add_argument('--inputs', type=int, default=10**6, help='(default: all)')
     p.add_argument('--files', type=int, default=2000, help='images and weights (default: 2000)')
     p.add_argument('--seed', type=int, default=0)
     p.add_argument('--out', type=Path, help='.json to write to')
