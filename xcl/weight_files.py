@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from .files import read_tensors
 from .packed import check_tensor
 
 # %% ../nbs/lib/54_weight_files.ipynb #c005
@@ -81,7 +81,7 @@ def read_weights(
     _look(path)
     try:
         if path.suffix.lower() == '.safetensors':
-            found = load_file(path)
+            found = read_tensors(path)  # checks the digest, where a run wrote the file
         else:
             with torch.serialization.safe_globals(_plain_values()):
                 found = torch.load(path, 'cpu', weights_only=True)
