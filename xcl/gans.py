@@ -145,9 +145,8 @@ class BigGAN(RunConfig):
 
     @property
     def slug(self) -> str:
-        return slug_of(
-            'biggan', self.data.source, f'width{self.recipe.width_g}', f'seed{self.seed}'
-        )
+        width = f'width{self.recipe.width_g}'
+        return slug_of('biggan', self.data.source, width, f'seed{self.seed}')
 
     def make(self, run: Run) -> None:
         train_gan(self, run)

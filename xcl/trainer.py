@@ -219,9 +219,9 @@ def _accumulate(self: Trainer) -> Tensor:  # (2,): sums over all micro-batches o
 @patch
 def train_step(self: Trainer) -> None:
     "Take one step of the optimiser. Raises NotFinite; on a CPU before the weights move."
+    set_lr(self.opt, self.cfg.recipe.lr_at(self.step, self.per_epoch))
     if self.captured:
         self.batches.plan.begin(self.step)
-        set_lr(self.opt, self.cfg.recipe.lr_at(self.step, self.per_epoch))
         self.captured()
     else:
         self._eager_step(self.step % self.per_epoch)
@@ -237,7 +237,6 @@ def _eager_step(self: Trainer, i: int) -> None:  # i: its place in the epoch
         check_finite(self.losses[i : i + 1], self.step, self.examples_of)
     if self.norms:
         self.norms.end(self._stats, self.num_micro_batches)
-    set_lr(self.opt, self.cfg.recipe.lr_at(self.step, self.per_epoch))
     self.opt.step()
 
 

@@ -121,12 +121,12 @@ def collect(
     "Return the scores of the teacher and of all finished students; the column size is extra."
     lines, runs = [], []
     for size, row, seed, cfg in few.students(steps):
-        run = Run(cfg, few.section(size, steps).runtime)
+        section = few.section(size, steps)
+        run = Run(cfg, section.runtime)
         if not run.done:
             continue
-        known = {k: v for k, v in run.result.items() if k in METRICS}
-        entropy = run.result.get('target_entropy')
-        known |= {} if entropy is None else dict(entropy=100 * entropy)
+        scores = section.scores(row, (cfg,), [run], seed)
+        known = {k: v for k, v in scores.items() if k in METRICS}
         found = record('few images', row, seed, **known)
         lines += [dict(one, size=size, steps=steps) for one in found]
         runs.append(run)

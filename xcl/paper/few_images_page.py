@@ -22,6 +22,7 @@ from ..files import root
 from . import claims as judging
 from .palette import COLOURS
 from .params import ParameterError, Params, knob
+from .plots import legend_outside
 from .show import Page, output_folder
 from .stats import effect
 from .summary import Summary, effects_line, signed
@@ -114,13 +115,7 @@ def curve(self: FewImagesPage) -> Figure:
     _sizes_axis(ax, self.top1.index)
     ax.set(ylabel='top-1 (%)', ylim=(0, None))
     handles, labels = ax.get_legend_handles_labels()
-    order = [4, 3, 2, 1, 0]
-    ax.legend(
-        [handles[i] for i in order],
-        [labels[i] for i in order],
-        loc='center left',
-        bbox_to_anchor=(1, 0.5),
-    )
+    legend_outside(ax, handles=handles[::-1], labels=labels[::-1])
     return fig
 
 # %% ../../nbs/lib/paper/38_few_images_page.ipynb #c014

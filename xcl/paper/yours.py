@@ -188,11 +188,13 @@ def costs(self: YoursSection) -> pd.DataFrame:
 
 # %% ../../nbs/lib/paper/39_yours.ipynb #c021
 @patch
-def advice(self: YoursSection) -> str:
+def advice(
+    self: YoursSection,
+    cost: pd.DataFrame,  # of `costs`
+) -> str:
     "Return which student to take, in words, from the numbers alone."
     rows = [r.name for r in self.rows]
     best = self.best(rows)
-    cost = self.costs()
     size = cost['MB in 16 bits']['student'] / cost['MB in 16 bits']['teacher']
     time = cost['ms, batch of 1']['student'] / cost['ms, batch of 1']['teacher']
     saved = f'{size:.0%} of the size of the teacher and {time:.0%} of its time'
