@@ -26,12 +26,13 @@ import json
 import os
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from gpu_acceptance import Noise, untrained
 from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -46,9 +47,6 @@ from torchvision.transforms import (
     v2,
 )
 
-from xcl.config import Config, rng
-from xcl.data import CropFlip, Examples
-from xcl.files import write_json, write_tensors
 from xcl.images import data_home, image_data
 from xcl.likelihoods import Categorical
 from xcl.models.cifar import ResNet18
@@ -64,26 +62,6 @@ from xcl.trainer import Trainer, build
 from xcl.transfer import batch_index
 
 WARM = 4  # steps before the first turn
-
-
-@dataclass(frozen=True)
-class Noise(Config):
-    "Random pixels and labels in the place of CIFAR-100."
-
-    images: int
-    classes: int = 100
-    mean: tuple = (0.5, 0.5, 0.5)
-    std: tuple = (0.25, 0.25, 0.25)
-    augment: object = CropFlip()
-
-    def load(self, runtime):
-        g = rng(0, 'noise')
-        x, y = (
-            g.integers(256, size=(self.images, 3, 32, 32), dtype=np.uint8),
-            g.integers(self.classes, size=self.images),
-        )
-        found = Examples(torch.from_numpy(x), torch.from_numpy(y))
-        return found, found
 
 
 # The plain side
@@ -141,7 +119,7 @@ class Plain:
         )
         collate = (
             (lambda rows: mixing(*default_collate(rows)))
-            if cfg.method.transfer.mixes
+            if not cfg.method.transfer.fixed_images
             else default_collate
         )
         self.batches = endless(
@@ -156,7 +134,7 @@ class Plain:
         )
 
     def plain_net(self, weights=None):
-        net = PlainNet(self.cfg.likelihood.n_out, **dict(self.cfg.shape))
+        net = PlainNet(self.cfg.likelihood.n_out, **dict(self.cfg.net.sizes))
         if weights:
             net.load_state_dict(weights)
         return net.to(self.device)
@@ -261,14 +239,6 @@ def check_reads(loop):
 
 
 # Times
-
-
-def untrained(cfg):
-    "A folder that passes for a finished run of `cfg`, with initial weights."
-    run = Run(cfg)
-    run.folder.mkdir(parents=True)
-    write_tensors(run.folder / 'weights.safetensors', build(cfg).state_dict())
-    write_json(run.folder / 'result.json', {})
 
 
 def rows(data, a):
