@@ -100,9 +100,9 @@ def measure(blocks, steps):
 STYLE = {
     ('ERM', 'live'): dict(color=COLOURS['ERM'], marker='o', label='ERM'),
     ('KD', 'live'): dict(color=COLOURS['KD'], marker='s', label='KD, live'),
-    ('XCL-Mix', 'live'): dict(color=COLOURS['XCL-Mix'], marker='^', label='XCL-Mix, live'),
+    ('XCL-Mix', 'live'): dict(color=COLOURS['XCL'], marker='^', label='XCL-Mix, live'),
     ('XCL-Mix', 'stored'): dict(
-        color=COLOURS['XCL-Mix'], marker='v', linestyle='--', label='XCL-Mix, stored'
+        color=COLOURS['XCL'], marker='v', linestyle='--', label='XCL-Mix, stored'
     ),
 }
 
