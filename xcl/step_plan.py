@@ -32,9 +32,11 @@ class StepPlan:
         draw: Callable,  # step -> {name: tensor on the CPU}, of the same names and shapes at each step
         device,  # where the rows are wanted
         chunk: int,  # steps that are drawn together
+        end: int = None,  # number of steps of the training; None: no end
     ):
         self.draw = draw
         self.chunk = chunk
+        self.end = end
         self.place = torch.zeros(1, dtype=torch.int64, device=device)  # of the step in its chunk
         self.table = None  # of the current chunk: {name: (chunk, ...)}, on the device
         self.number = None  # of the current chunk
@@ -46,7 +48,8 @@ class StepPlan:
         if number != self.number:
             self._load(number)
         self.place.fill_(i)
-        if i == self.chunk - 1 and self.chunk > 1:
+        more = self.end is None or (number + 1) * self.chunk < self.end
+        if i == self.chunk - 1 and self.chunk > 1 and more:
             self._draw(number + 1)  # while the device is busy with this chunk
 
     def row(self) -> dict:  # name -> tensor
@@ -56,8 +59,10 @@ class StepPlan:
     def _draw(self, number):
         "Draw a chunk, unless that was done."
         if self.next is None or self.next[0] != number:
-            steps = range(number * self.chunk, (number + 1) * self.chunk)
-            rows = [self.draw(s) for s in steps]
+            start, stop = number * self.chunk, (number + 1) * self.chunk
+            if self.end is not None:
+                stop = max(start + 1, min(stop, self.end))
+            rows = [self.draw(s) for s in range(start, stop)]
             table = {k: torch.stack([r[k] for r in rows]) for k in rows[0]}
             if self.place.device.type == 'cuda':
                 table = {k: t.pin_memory() for k, t in table.items()}
@@ -66,12 +71,12 @@ class StepPlan:
     def _load(self, number):
         "Copy a chunk to the device; from the second one on in place, since a graph knows addresses."
         self._draw(number)
+        new, device = self.next[1], self.place.device
         if self.table is None:
-            device = self.place.device
-            self.table = {k: t.to(device, copy=True) for k, t in self.next[1].items()}
-        else:
-            for k, t in self.table.items():
-                t.copy_(self.next[1][k], non_blocking=True)
+            shapes = {k: (self.chunk, *t.shape[1:]) for k, t in new.items()}
+            self.table = {k: t.new_empty(shapes[k], device=device) for k, t in new.items()}
+        for k, t in self.table.items():
+            t[: len(new[k])].copy_(new[k], non_blocking=True)
         self.number, self.next = number, None
 
 # %% ../nbs/lib/35_step_plan.ipynb #c009
@@ -130,18 +135,22 @@ def draw_batch(
 
 # %% ../nbs/lib/35_step_plan.ipynb #c014
 class PlannedBatches:
-    "The batches of a run, drawn an epoch at a time. Called with a step, as `Batches` are."
+    "The batches of a run, drawn an epoch or less at a time. Called with a step, as `Batches` are."
 
     def __init__(
         self,
         batches: Batches,  # of which `can_plan` is true
+        end: int = None,  # number of micro-batches of the training; None: no end
+        chunk_bytes: int = 2**26,  # most that the rows drawn ahead take on the device
     ):
         self.batches = batches
         groups = len(batches.train) // (batches.size * batches.num_micro_batches)
         # at least 1: a batch larger than the set is refused when it is drawn
         per_epoch = max(1, groups * batches.num_micro_batches)
-        device = batches.train.device
-        self.plan = StepPlan(lambda step: draw_batch(batches, step), device, per_epoch)
+        row_bytes = sum(t.numel() * t.element_size() for t in draw_batch(batches, 0).values())
+        chunk = min(per_epoch, max(1, chunk_bytes // row_bytes))
+        draw = lambda step: draw_batch(batches, step)
+        self.plan = StepPlan(draw, batches.train.device, chunk, end)
         self.where = batches.where
         self.prefetch = batches.prefetch
 

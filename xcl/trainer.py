@@ -114,7 +114,7 @@ def _open_batches(self: Trainer) -> None:
         self.num_micro_batches,
     )
     if self.device != 'cpu' and can_plan(self.batches):
-        self.batches = PlannedBatches(self.batches)
+        self.batches = PlannedBatches(self.batches, self.steps * self.num_micro_batches)
     self.first = self.batches(0)
 
 
