@@ -124,6 +124,8 @@ def figure(found, path):
         xscale='log', xlabel=f'training images ({MANY} teachers)', ylabel='ms a step (processor)'
     )
     right.set(xlabel=f'teachers ({FEW:,} images)', xticks=sorted({*MEMBERS, MANY}))
+    left.set_xticks(IMAGES, [f'{n // 1000}k' for n in IMAGES])
+    left.minorticks_off()
     left.set_ylim(bottom=0)
     handles, labels = left.get_legend_handles_labels()
     fig.legend(handles, labels, loc='outside upper center', ncols=4, frameon=False)
