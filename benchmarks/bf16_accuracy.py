@@ -2,8 +2,7 @@
 
     python benchmarks/bf16_accuracy.py --out outputs/benchmarks/bf16_accuracy.json
 
-scikit-learn's digits, 512 training images of 8x8 pixels; ResNet-18 of width 8, 16 epochs of a short recipe;
-ERM, and XCL-Mix of one CutMix teacher that was trained in fp32. In bf16 the student's and the teacher's
+scikit-learn's digits, 512 training images of 8x8 pixels; ResNet-18, a short recipe; ERM, and XCL-Mix of one CutMix teacher that was trained in fp32. In bf16 the student's and the teacher's
 forward passes are under autocast. A CPU without bf16 instructions emulates them, slowly."""
 
 import argparse
@@ -26,7 +25,7 @@ from xcl.runtime import RuntimeConfig, provenance
 from xcl.train import METHODS, Train
 
 
-def runs(seeds, epochs, width):
+def runs(methods, seeds, epochs, width):
     "(method, precision, seed) -> config."
     data = image_data('digits', train_size=512)
     recipe = replace(
@@ -35,7 +34,7 @@ def runs(seeds, epochs, width):
     parts = net('resnet18', width=width), Categorical(10), data
     teacher = Train(*parts, METHODS['CutMix'], recipe, 1001, val_every=epochs)
     out = {}
-    for method in 'ERM', 'XCL-Mix':
+    for method in methods:
         for precision in 'fp32', 'bf16':
             for seed in range(1, seeds + 1):
                 more = dict(precision=precision, val_every=epochs)
@@ -47,6 +46,7 @@ def runs(seeds, epochs, width):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument('--methods', nargs='+', choices=('ERM', 'XCL-Mix'), default=['ERM', 'XCL-Mix'])
     p.add_argument('--seeds', type=int, default=3, help='1 to this one (default: 3)')
     p.add_argument('--epochs', type=int, default=16, help='of a run (default: 16)')
     p.add_argument('--width', type=int, default=8, help='of the networks (default: 8)')
@@ -55,7 +55,7 @@ def main():
     made, runtime = [], RuntimeConfig('cpu', progress=False)
     with tempfile.TemporaryDirectory() as home:
         os.environ['XCL_HOME'] = home
-        for (method, precision, seed), cfg in runs(a.seeds, a.epochs, a.width).items():
+        for (method, precision, seed), cfg in runs(a.methods, a.seeds, a.epochs, a.width).items():
             run = ensure(cfg, runtime)
             made.append(dict(method=method, precision=precision, seed=seed, **run.result))
             made[-1] |= dict(cpu_s=run.provenance['cpu_s'])
