@@ -2,8 +2,9 @@
 
     python benchmarks/bf16_accuracy.py --out outputs/benchmarks/bf16_accuracy.json
 
-scikit-learn's digits, 512 training images of 8x8 pixels; ResNet-18, a short recipe; ERM, and XCL-Mix of one CutMix teacher that was trained in fp32. In bf16 the student's and the teacher's
-forward passes are under autocast. A CPU without bf16 instructions emulates them, slowly."""
+scikit-learn's digits, 512 training images of 8x8 pixels; ResNet-18, a short recipe; ERM, and XCL-Mix of one
+CutMix teacher that was trained in fp32. In bf16 the student's and the teacher's forward passes are under
+autocast. A CPU without bf16 instructions emulates them, slowly."""
 
 import argparse
 import json
