@@ -37,6 +37,11 @@ class Method(Config):
             if not isinstance(getattr(self, name), base):
                 found = getattr(self, name)
                 raise TypeError(f'{name} is {found!r}; expected an instance of xcl {base.__name__}')
+        if self.objective.needs_labels and not self.transfer.has_labels:
+            raise ValueError(
+                f'method {self.name}: {type(self.objective).__name__} needs labels, and images of '
+                f'{type(self.transfer).__name__} have none; allowed: Teacher()'
+            )
 
 
 METHODS = {

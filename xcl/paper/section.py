@@ -186,6 +186,13 @@ def grid(self: Section) -> dict:  # (row, seed) -> tuple of configs; the teacher
     return found
 
 # %% ../../nbs/lib/paper/22_section.ipynb #c014
+@patch(as_prop=True)
+def data_digest(self: Section) -> str:
+    "Return the digest of all data that the rows are made of; it names the folder of results."
+    data = self.data(self.P.seed)
+    return getattr(data, 'digest', data.hash)
+
+
 @patch
 def check(self: Section) -> 'Section':
     "Raise ParameterError, OSError or what the data raises where the section cannot run to its end."
@@ -194,10 +201,8 @@ def check(self: Section) -> 'Section':
         check_run(config, self.runtime)
     for config in {(c.net, c.n_out): c for c in configs}.values():
         check_network(config)
-    data = self.data(self.P.seed)
-    digest = getattr(data, 'digest', data.hash)
-    values = self.P.to_dict()
-    self.folder = output_folder(self.name, self.P.preset, values, self.P.setting or None, digest)
+    values, setting = self.P.to_dict(), self.P.setting or None
+    self.folder = output_folder(self.name, self.P.preset, values, setting, self.data_digest)
     check_room(configs, self.runtime)
     return self
 

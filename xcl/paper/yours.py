@@ -28,6 +28,8 @@ from ..pretrained import given
 from ..recipe import Recipe
 from ..teacher_check import check_teacher
 from ..teachers import fold
+from ..transfer import Transfer
+from ..unlabelled import Unlabelled, UnlabelledImages, check_unseen, unlabelled_images
 
 # %% ../../nbs/lib/paper/39_yours.ipynb #c005
 def named_net(
@@ -54,6 +56,15 @@ def _check_timm(name: str) -> None:
     check_timm_name(name)
 
 # %% ../../nbs/lib/paper/39_yours.ipynb #c008
+_MORE = Rows(  # rows with unlabelled images; their transfer sets need the folder
+    (
+        Row('KD + unlabelled', colour='#7f4f24', title='Distillation, also on unlabelled images'),
+        Row('XCL-Mix + unlabelled', colour='#40b1ea', title='XCL-Mix, also of unlabelled images'),
+    )
+)
+_PLAIN = 'ERM, KD, XCL-Mix'
+
+
 @dataclass(frozen=True, kw_only=True)
 class YoursParams(CifarParams):
     "Parameters of one's own student and teacher. Raises ParameterError for what does not fit."
@@ -71,15 +82,30 @@ class YoursParams(CifarParams):
     batch: int = knob(smoke=32, demo=32, paper=128, low=1, high=10**5)  # images a step
     lr: float = knob(smoke=0.05, demo=0.05, paper=0.1, low=1e-6, high=10)  # the highest
     members: int = knob(1, low=1, high=64)  # networks of a teacher that is trained here
-    rows: Rows = knob('ERM, KD, XCL-Mix', rows=with_knobs(CIFAR))
+    unlabelled_dir: str | None = knob()  # folder of images without labels; None: there are none
+    rows: Rows = knob(_PLAIN, rows=with_knobs(CIFAR) + _MORE)
 
     @classmethod
     def of(cls, **given) -> 'YoursParams':
-        "Return checked parameters; with `data_dir` the data set is a folder, of which all is used."
+        """Return checked parameters. With `data_dir` the data set is a folder, of which all is used;
+        with `unlabelled_dir` there are rows that use it."""
+        given = given | dict(unlabelled_dir=given.get('unlabelled_dir') or None)
+        if given['unlabelled_dir'] and given.get('rows') is None:
+            given = given | dict(rows=', '.join([_PLAIN, *_MORE.names]))
         if given.get('data_dir'):
             given = {k: v for k, v in given.items() if v is not None}
             given = dict(dataset='folder', train_size=0) | given
         return super().of(**given)
+
+    def check(self) -> None:
+        "Raise ParameterError where parameters do not go together."
+        super().check()
+        asked = [row.name for row in self.rows if row.name in _MORE]
+        if bool(asked) != bool(self.unlabelled_dir):
+            raise ParameterError(
+                f'unlabelled_dir is {self.unlabelled_dir!r} with rows {", ".join(self.rows.names)!r}; '
+                f'allowed: a folder together with one of {_MORE.choices}, or neither'
+            )
 
 # %% ../../nbs/lib/paper/39_yours.ipynb #c011
 class YoursSection(CifarSection):
@@ -108,6 +134,12 @@ class YoursSection(CifarSection):
         return replace(base.scaled(epochs / base.epochs), batch=batch, lr=P.lr)
 
     @cached_property
+    def unlabelled(self) -> UnlabelledImages | None:
+        "Return the images of `unlabelled_dir`, None without it. Raises OSError or ValueError."
+        P = self.P
+        return unlabelled_images(P.unlabelled_dir, self.images.size) if P.unlabelled_dir else None
+
+    @cached_property
     def given(self) -> tuple:
         "Return the teachers of the files of weights. Raises what `given` raises."
         files = [w.strip() for w in self.P.weights.split(',') if w.strip()]
@@ -129,10 +161,44 @@ class YoursSection(CifarSection):
         student, teacher = (self.network(row).label for row in (self.first, self.teacher_row))
         source = f'{len(self.given)} file(s)' if self.given else f'{P.teacher_epochs} epochs here'
         steps = self.student(self.first, P.seed).recipe.steps(len(self.sets[0]))
+        more = f' and {self.unlabelled.n:,} unlabelled ones' if self.unlabelled else ''
         return (
-            f'{P.dataset}, {len(self.sets[0]):,} training images, {seeds_text(self.seeds)}: '
+            f'{P.dataset}, {len(self.sets[0]):,} training images{more}, {seeds_text(self.seeds)}: '
             f'{student} ({steps:,} steps) taught by {teacher} ({source}), {P.precision}.'
         )
+
+# %% ../../nbs/lib/paper/39_yours.ipynb #n001
+@patch
+def transfer(self: YoursSection, row: Row, seed: int) -> Transfer:
+    "Return the transfer set of a row; that of KD or XCL-Mix with the unlabelled images."
+    if row.transfer is not None:
+        return row.transfer
+    like = CIFAR[row.name.removesuffix(' + unlabelled')]
+    return Unlabelled(self.unlabelled, like.transfer)
+
+
+@patch(as_prop=True)
+def data_digest(self: YoursSection) -> str:
+    "Return the digest of training and test images, and that of the unlabelled ones."
+    more = [self.unlabelled.digest] if self.unlabelled else []
+    return '+'.join([self.images.digest, *more])
+
+
+@patch
+def check(self: YoursSection) -> YoursSection:
+    "Raise before anything trains where the section cannot run to its end."
+    if self.unlabelled:
+        check_unseen(self.unlabelled, self.sets[1])
+    return super(YoursSection, self).check()
+
+
+@patch
+def pairs(self: YoursSection) -> list:
+    "Return the differences that the summary states: also what unlabelled images add to a row."
+    pairs = super(YoursSection, self).pairs()
+    pairs += [(name, name.removesuffix(' + unlabelled')) for name in _MORE.names]
+    stated = [pair for pair in pairs if all(name in self.rows for name in pair)]
+    return list(dict.fromkeys(stated))
 
 # %% ../../nbs/lib/paper/39_yours.ipynb #c015
 @patch
