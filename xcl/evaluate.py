@@ -83,12 +83,14 @@ def _number(v):
 def card_text(
     run: Run,  # finished
     runtime: RuntimeConfig = None,  # where the data lies; None: the run's
+    classes: tuple = None,  # names of the outputs, as for `pack`; None: the data's own
 ) -> str:  # Markdown
     "Return the model card of a run. Raises as `packed_size`."
     cfg, made = run.cfg, provenance_of(run)
     sizes = {bits: packed_size(run, bits == 16, runtime) for bits in (32, 16)}
     meaning = load(run.folder / 'packed-32.safetensors')[1]
-    stated = replace(meaning, provenance={}).describe()
+    named = replace(meaning, provenance={}, classes=classes or meaning.classes)
+    stated = named.describe()
     words = dict(line.split(': ', 1) for line in stated.splitlines())
     recipe = {k: v for k, v in cfg.recipe.to_dict(full=False).items() if k != 'kind'}
     teachers = ', '.join(t.slug for t in cfg.teachers) or 'none: trained on labels'
@@ -110,9 +112,10 @@ def model_card(
     run: Run,  # finished
     path: Path,  # of the Markdown file, replaced in one step
     runtime: RuntimeConfig = None,  # where the data lies; None: the run's
+    classes: tuple = None,  # names of the outputs, as for `pack`; None: the data's own
 ) -> None:
     "Write `card_text` of a run."
-    write_atomic(Path(path), card_text(run, runtime).encode())
+    write_atomic(Path(path), card_text(run, runtime, classes).encode())
 
 # %% ../nbs/lib/53_evaluate.ipynb #c013
 def named_data(

@@ -18,7 +18,7 @@ from torch import Tensor
 from .config import Config
 from .data import Examples, digest, pixel_stats
 from .image_files import to_rgb
-from .metrics import class_score
+from .metrics import class_score, target_score
 
 # %% ../nbs/lib/09_own_data.ipynb #c005
 _INSTEAD = (
@@ -222,13 +222,10 @@ def _target_score(
     out: Tensor,  # outputs of the network, (n, n_out)
     y: Tensor,  # targets, float32 (n, d)
 ) -> dict:
-    "mse and rmse over all numbers, rmse_0 ... per dimension where d > 1, and val_loss (nll)."
-    square = (likelihood.mean(out).float() - y).square().double()
-    each = square.mean(0).sqrt().tolist()
-    per_dimension = {f'rmse_{i}': v for i, v in enumerate(each)} if len(each) > 1 else {}
-    mse = square.mean().item()
-    loss = likelihood.nll(out, y).item()
-    return dict(mse=mse, rmse=mse**0.5) | per_dimension | dict(val_loss=loss)
+    "`target_score`, and val_loss: the likelihood's loss on the (standardised) targets."
+    std = likelihood.std(out) if hasattr(likelihood, 'std') else None
+    loss = likelihood.nll(out, likelihood.from_labels(y)).item()
+    return target_score(likelihood.mean(out), y, std) | dict(val_loss=loss)
 
 
 def own(

@@ -271,7 +271,8 @@ def advice(
     if not (e.n > 1 and e.low > 0):
         return f'No evidence against ERM, which needs no teacher: {text}. More seeds would tell.'
     gap = effect(self.records, 'teacher', best, self.metric)
-    return f'Take {best}. {text}; {gap.mean:.1f} points below the teacher, {saved}.'
+    side = 'below' if gap.mean >= 0 else 'above'
+    return f'Take {best}. {text}; {abs(gap.mean):.1f} points {side} the teacher, {saved}.'
 
 
 @patch
