@@ -22,7 +22,7 @@ from .cifar import CifarParams, CifarSection, seeds_text, with_knobs
 from .params import ParameterError, knob
 from .row import Row, Rows
 from .rows import CIFAR, RECIPES
-from .stats import by_seed, effect
+from .stats import METRICS, by_seed, effect
 from .summary import signed
 from ..pretrained import given
 from ..recipe import Recipe
@@ -74,7 +74,7 @@ class YoursParams(CifarParams):
     teacher_train_size: int | None = knob(0, low=0, high=10**7)  # of a teacher trained here; 0: all
     student: str = knob('resnet18')  # a name of this package or of timm, or module:Class
     teacher: str = knob('resnet18')  # likewise
-    weights: str = knob('')  # files of the teacher's weights, commas between them; '': trained here
+    weights: str = knob('')  # the teacher's files, commas between; .xcl: packed; '': trained here
     width: int = knob(smoke=4, demo=8, paper=64, low=1, high=1024)  # of a resnet18 student
     teacher_width: int = knob(smoke=4, demo=16, paper=64, low=1, high=1024)  # of a resnet18 teacher
     epochs: int = knob(smoke=2, demo=200, paper=400, low=1, high=10**5)  # of the students
@@ -112,6 +112,7 @@ class YoursSection(CifarSection):
     "One's own student, taught by one's own teacher."
 
     paper = {}  # none of the paper's numbers belongs here
+    output_names = None  # of a packed file; None: the classes of the data
 
     @property
     def first(self) -> Row:
@@ -147,25 +148,37 @@ class YoursSection(CifarSection):
             return ()
         network = self.network(self.teacher_row)
         of = network.name.removeprefix(TIMM) if network.name.startswith(TIMM) else network
-        found = given(*files, net=of, classes=self.images.classes)
-        return found if isinstance(found, tuple) else (found,)
+        nets = [None if file.endswith('.xcl') else of for file in files]  # a packed file says it
+        return tuple(given(file, net=n, **self.given_outputs()) for file, n in zip(files, nets))
+
+    def given_outputs(self) -> dict:
+        "Return what `given` is told of the teacher's outputs."
+        return dict(classes=self.images.classes)
 
     def teachers(self, seed: int, name: str = 'teacher') -> tuple:
         "Return the given networks, or the members that are trained here."
         return self.given or super().teachers(seed, name)
 
-    @property
-    def description(self) -> str:
-        "Return the setting in one sentence."
-        P = self.P
-        student, teacher = (self.network(row).label for row in (self.first, self.teacher_row))
-        source = f'{len(self.given)} file(s)' if self.given else f'{P.teacher_epochs} epochs here'
-        steps = self.student(self.first, P.seed).recipe.steps(len(self.sets[0]))
-        more = f' and {self.unlabelled.n:,} unlabelled ones' if self.unlabelled else ''
-        return (
-            f'{P.dataset}, {len(self.sets[0]):,} training images{more}, {seeds_text(self.seeds)}: '
-            f'{student} ({steps:,} steps) taught by {teacher} ({source}), {P.precision}.'
-        )
+# %% ../../nbs/lib/paper/39_yours.ipynb #n007
+@patch
+def teacher_words(self: YoursSection) -> tuple:  # (network, where it was trained)
+    "Return the teacher's network, and where it comes from."
+    if self.given:
+        return ', '.join(dict.fromkeys(t.name for t in self.given)), f'{len(self.given)} file(s)'
+    return self.network(self.teacher_row).label, f'{self.P.teacher_epochs} epochs here'
+
+
+@patch(as_prop=True)
+def description(self: YoursSection) -> str:
+    "Return the setting in one sentence."
+    P = self.P
+    student, (teacher, source) = self.network(self.first).label, self.teacher_words()
+    steps = self.student(self.first, P.seed).recipe.steps(len(self.sets[0]))
+    more = f' and {self.unlabelled.n:,} unlabelled ones' if self.unlabelled else ''
+    return (
+        f'{P.dataset}, {len(self.sets[0]):,} training images{more}, {seeds_text(self.seeds)}: '
+        f'{student} ({steps:,} steps) taught by {teacher} ({source}), {P.precision}.'
+    )
 
 # %% ../../nbs/lib/paper/39_yours.ipynb #n001
 @patch
@@ -268,10 +281,11 @@ def advice(
         return f'{best} has the best mean; {saved}.'
     e = effect(self.records, best, 'ERM', self.metric)
     text = f'{best} against ERM: {signed(e, "points")}'
-    if not (e.n > 1 and e.low > 0):
+    higher = METRICS[self.metric].better == 'higher'
+    if not (e.n > 1 and (e.low > 0 if higher else e.high < 0)):
         return f'No evidence against ERM, which needs no teacher: {text}. More seeds would tell.'
     gap = effect(self.records, 'teacher', best, self.metric)
-    side = 'below' if gap.mean >= 0 else 'above'
+    side = 'below' if gap.mean >= 0 else 'above'  # the teacher's score
     return f'Take {best}. {text}; {abs(gap.mean):.1f} points {side} the teacher, {saved}.'
 
 
@@ -282,7 +296,7 @@ def ship(self: YoursSection) -> str:
     scores = by_seed(self.records, self.metric, (best,))[best]
     (run,) = self.runs[best, int(scores.idxmax())]
     path = self.folder / 'student.xcl'
-    size = pack(run, path, half=True)
-    model_card(run, self.folder / 'student.md', self.runtime)
+    size = pack(run, path, half=True, classes=self.output_names)
+    model_card(run, self.folder / 'student.md', self.runtime, self.output_names)
     shown = path.relative_to(self.folder.parents[2])
     return f'$XCL_HOME/{shown.as_posix()}: {size / 1e6:.2f} MB; its card is student.md beside it'
