@@ -6,6 +6,7 @@
 __all__ = ['named_net', 'YoursParams', 'YoursSection', 'latency']
 
 # %% ../../nbs/lib/paper/39_yours.ipynb #c002
+import os
 import time
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,8 +16,8 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 
-from ..deploy import pack
 from ..evaluate import model_card
+from ..files import write_json
 from ..nets import NETS, TIMM, Net, net
 from .cifar import CifarParams, CifarSection, seeds_text, with_knobs
 from .params import ParameterError, knob
@@ -112,7 +113,6 @@ class YoursSection(CifarSection):
     "One's own student, taught by one's own teacher."
 
     paper = {}  # none of the paper's numbers belongs here
-    output_names = None  # of a packed file; None: the classes of the data
 
     @property
     def first(self) -> Row:
@@ -291,12 +291,20 @@ def advice(
 
 @patch
 def ship(self: YoursSection) -> str:
-    "Pack the student of the best row and its best seed, with a model card; return where it is."
+    """Pack the student of the best row and its best seed, with a model card, and a teacher that was
+    trained here; return where the student is."""
     best = self.best([r.name for r in self.rows])
     scores = by_seed(self.records, self.metric, (best,))[best]
-    (run,) = self.runs[best, int(scores.idxmax())]
-    path = self.folder / 'student.xcl'
-    size = pack(run, path, half=True, classes=self.output_names)
-    model_card(run, self.folder / 'student.md', self.runtime, self.output_names)
-    shown = path.relative_to(self.folder.parents[2])
-    return f'$XCL_HOME/{shown.as_posix()}: {size / 1e6:.2f} MB; its card is student.md beside it'
+    lower = METRICS[self.metric].better == 'lower'
+    seed = int(scores.idxmin() if lower else scores.idxmax())
+    student, path = self.pack_row(best, seed), self.folder / 'student.xcl'
+    os.replace(self.folder / student['files'][0], path)
+    packed = [dict(student, files=[path.name])]
+    if ('teacher', self.P.seed) in self.runs:
+        packed.append(self.pack_row('teacher', self.P.seed))
+    write_json(self.folder / 'packed.json', dict(data=self.data_name, networks=packed))
+    model_card(
+        self.runs[best, seed][0], self.folder / 'student.md', self.runtime, self.output_names
+    )
+    shown, size = path.relative_to(self.folder.parents[2]).as_posix(), path.stat().st_size
+    return f'$XCL_HOME/{shown}: {size / 1e6:.2f} MB; its card is student.md beside it'

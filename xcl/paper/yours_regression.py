@@ -79,7 +79,7 @@ class RegressionParams(SectionParams):
     "Parameters of a regression of one's own. Raises ParameterError for what does not fit."
 
     size: int | None = knob(low=8, high=512)  # pixels a side of images of data_dir; None: 32
-    drawn: int = knob(smoke=64, demo=2000, paper=4000, low=32, high=10**6)  # rods, without data_dir
+    drawn: int = knob(smoke=64, demo=1500, paper=4000, low=32, high=10**6)  # rods, without data_dir
     train_size: int | None = knob(smoke=32, demo=96, low=0, high=10**7)  # of the student; 0: all
     per_dimension: bool = knob(True)  # one variance for each number; False: one for all
     student: str = knob('resnet18')  # a name of this package or of timm, or module:Class
@@ -87,10 +87,11 @@ class RegressionParams(SectionParams):
     weights: str = knob('')  # the teacher's files, commas between; .xcl: packed; '': trained here
     width: int = knob(smoke=4, demo=8, paper=32, low=1, high=1024)  # of a resnet18 student
     teacher_width: int = knob(smoke=4, demo=16, paper=64, low=1, high=1024)  # of a resnet18 teacher
-    epochs: int = knob(smoke=2, demo=200, paper=1000, low=1, high=10**5)  # of the students
-    teacher_epochs: int = knob(smoke=1, demo=12, paper=60, low=1, high=10**5)
+    epochs: int = knob(smoke=2, demo=120, paper=1000, low=1, high=10**5)  # of the students
+    teacher_epochs: int = knob(smoke=1, demo=10, paper=60, low=1, high=10**5)
     batch: int = knob(32, low=1, high=10**5)  # images a step
     lr: float = knob(2e-3, low=1e-6, high=10)  # of Adam, the highest; it falls to 0 as a cosine
+    val_every: int = knob(1, demo=20, low=1, high=10**4)  # epochs
     rows: Rows = knob('ERM, KD, XCL-Mix', rows=_ROWS)
 
     def check(self) -> None:
@@ -121,7 +122,7 @@ class RegressionSection(YoursSection):
         P = self.P
         if P.data_dir:
             return target_files(P.data_dir, P.size or 32)
-        return own(drawn_rods(P.drawn, 1), drawn_rods(max(64, P.drawn // 2), 2)), ROD_NAMES
+        return own(drawn_rods(P.drawn, 1), drawn_rods(max(64, P.drawn // 3), 2)), ROD_NAMES
 
     @cached_property
     def images(self) -> OwnData:
