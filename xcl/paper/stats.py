@@ -67,6 +67,8 @@ METRICS = {
     'error': Metric('error', '%', 'lower'),
     'error_deg': Metric('error', 'degrees', 'lower'),
     'val_loss': Metric('loss', 'nats', 'lower'),
+    'nrmse': Metric('RMSE / std of the targets', '%', 'lower'),
+    'coverage': Metric('within 95% intervals', '%'),
 }
 
 
