@@ -1,24 +1,28 @@
-"""A ResNet-18 training step on 32x32 images, against a plain PyTorch loop that does the same work.
+"""A training step, against a plain PyTorch loop and the loops of two libraries that do the same work.
 
-    python benchmarks/image_step.py                     prints two tables; about two minutes on a quiet CPU
-    python benchmarks/image_step.py --out outputs/benchmarks/image_step.json
+    python benchmarks/image_step.py --width 16          prints a table
+    python benchmarks/image_step.py --lenet --width 8 16 64 --precision fp32 bf16 --out X.json
     python benchmarks/image_step.py --device cuda --width 64 --members 8 --images 0 --precision bf16
 
-*Plain* is what published code usually does: images from PIL one by one through torchvision's transforms,
-`DataLoader` without workers, torchvision's MixUp and CutMix, SGD with its default settings, contiguous
-layout, teachers as ordinary modules in a loop under `no_grad`, losses written out. *Ours* is
-`xcl.trainer.Trainer.train_step`: the code that trains, not a copy of it. Same images, network, losses, batch
-and precision on both sides; teachers untrained, since weights do not change the time of a step; validation
-and checkpoints left out on both. Before anything is timed, both sides get the same weights and images and
-must give the same loss and gradients, in double precision up to the rounding of the teachers' answers.
+ResNet-18 on 32x32 images; with `--lenet` also LeNet on eyes (`gaze_step.py`). *Plain* is what published
+code usually does: images from PIL one by one through torchvision's transforms, `DataLoader` without
+workers, torchvision's MixUp and CutMix, SGD with its default settings, contiguous layout, teachers as
+ordinary modules in a loop under `no_grad`, losses written out. *torchdistill* and *timm* are in
+`other_loops.py`. *Ours* is `xcl.trainer.Trainer.train_step`: the code that trains, not a copy of it. Same
+images, network, losses, batch and precision on all sides; teachers untrained, since weights do not change
+the time of a step; validation and checkpoints left out on all. Before anything is timed, all sides get the
+same weights and images and must give the same loss, and plain and ours the same gradients, in double
+precision up to the rounding of the teachers' answers. Batches are 128; on a CPU 32 at width 64, and 16
+in bf16 that is emulated.
 
 KD and XCL-Mix have three rows each. *live*: the teacher is asked at every step. *writes*: so it is, and the
 answers are stored, as the first student of a stream does it. *reads*: a later student (another temperature)
 reads them and asks nobody. What it reads was written just before, so it comes from memory, not from the disk.
 
-Machines drift, so the sides take turns, in blocks of steps. A time is the median over blocks; `ratio` (plain
-to ours) and `of_erm` (ours to our ERM) are medians of the ratios within one turn, the first with its
-quartiles. Only ratios of one run should be quoted."""
+Machines drift, so the sides take turns, in blocks of steps; on a CPU with one thread, times are of the
+processor, which others on the machine disturb less than the clock's. A time is the median over blocks;
+`ratio` (plain to ours), `of_NAME` (NAME to ours) and `of_erm` (ours to our ERM) are medians of the ratios
+within one turn, the first with its quartiles. Only ratios of one run should be quoted."""
 
 import argparse
 import itertools
@@ -27,12 +31,15 @@ import os
 import tempfile
 import time
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from gaze_step import table as lenet_table
 from gpu_acceptance import Noise, untrained
+from other_loops import INSTALLED, LIBRARIES, endless
 from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -47,6 +54,7 @@ from torchvision.transforms import (
     v2,
 )
 
+from xcl.gaze_data import EyeData
 from xcl.images import data_home, image_data
 from xcl.likelihoods import Categorical
 from xcl.models.cifar import ResNet18
@@ -61,7 +69,8 @@ from xcl.train import Train, trained
 from xcl.trainer import Trainer, build
 from xcl.transfer import batch_index
 
-WARM = 4  # steps before the first turn
+_NATIVE_BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+WARM = 2  # steps before the first turn
 
 
 # The plain side
@@ -91,11 +100,6 @@ class PlainNet(ResNet18):
         return x
 
 
-def endless(loader):
-    while True:
-        yield from loader
-
-
 class Plain:
     "The plain loop; `step` is what stands in its body."
 
@@ -111,24 +115,23 @@ class Plain:
             nesterov=True,
         )
         self.as_tensor = Compose([ToTensor(), Normalize(cfg.data.mean, cfg.data.std)])
-        images = Images(
-            loop.train, Compose([RandomCrop(32, 4), RandomHorizontalFlip(), self.as_tensor])
-        )
+        crops = RandomCrop(32, 4), RandomHorizontalFlip()
+        self.images = Images(loop.train, Compose([*crops, self.as_tensor]))
         mixing = v2.RandomChoice(
             [v2.MixUp(num_classes=cfg.data.classes), v2.CutMix(num_classes=cfg.data.classes)]
         )
-        collate = (
+        self.collate = (
             (lambda rows: mixing(*default_collate(rows)))
             if not cfg.method.transfer.fixed_images
             else default_collate
         )
         self.batches = endless(
             DataLoader(
-                images,
+                self.images,
                 r.batch,
                 shuffle=True,
                 drop_last=True,
-                collate_fn=collate,
+                collate_fn=self.collate,
                 pin_memory=self.device.type == 'cuda',
             )
         )
@@ -205,11 +208,29 @@ def differ(cfg, runtime, dtype):
         (ours.detach(), usual.detach()),
         *((p.grad, q.grad) for p, q in zip(loop.net.parameters(), plain.net.parameters())),
     ]
+    check_others(cfg, loop, plain, x, dtype)
     worst = max(((a - b).norm() / b.norm()).item() for a, b in pairs)
     assert worst < TOLERANCE[dtype], (
         f'{cfg.method.name}, {dtype}: loss or gradients differ by {worst:.1e} of their size'
     )
     return float(f'{worst:.1e}')
+
+
+def check_others(cfg, loop, plain, x, dtype):
+    "The loops of the libraries give the loss of the plain one for the same weights and images."
+    images, y = loop.net.normalise(x), loop.train.y[: len(x)]
+    soft = F.one_hot(y, cfg.data.classes).to(dtype)
+    for name in INSTALLED:
+        twin = Plain(cfg, loop)
+        twin.net.load_state_dict(loop.net.state_dict())
+        side = LIBRARIES[name](twin)
+        for network in twin.net, plain.net, *twin.teachers:
+            network.to(dtype).train(network is twin.net or network is plain.net)
+        if name == 'timm' and twin.teachers:
+            side.task.to(dtype)
+        given = soft if name == 'timm' and side.mix else y
+        found, expected = side.loss(images, given), plain.loss(images, y)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=0, check_dtype=False)
 
 
 def check_equal(cfg, runtime):
@@ -244,7 +265,8 @@ def check_reads(loop):
 def rows(data, a):
     """(method, variant) -> config; the schedule is as long as what is timed, since a store takes its room at
     once."""
-    network, resnet = net('resnet18', width=a.width), RECIPES['resnet18']
+    network = net('resnet18', width=a.width)
+    resnet = replace(RECIPES['resnet18'], batch=a.batch)
     per_epoch = (a.images or 50_000) // resnet.batch
     recipe = replace(resnet, epochs=-(-(WARM + a.blocks * a.steps + 1) // per_epoch), milestones=())
 
@@ -278,17 +300,19 @@ def rows(data, a):
 
 
 def timed(f, n, device):
-    "Milliseconds per call, over n calls."
+    "Milliseconds per call, over n calls: of the processor where one thread works, else of the clock."
 
     def settle():
         return torch.cuda.synchronize() if device.startswith('cuda') else None
 
+    alone = device == 'cpu' and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
     settle()
-    t = time.perf_counter()
+    t = clock()
     for _ in range(n):
         f()
     settle()
-    return 1e3 * (time.perf_counter() - t) / n
+    return 1e3 * (clock() - t) / n
 
 
 def measure(configs, erm, a):
@@ -299,9 +323,11 @@ def measure(configs, erm, a):
         for v in configs
     }
     loops = {v: Trainer(c, Run(c, machines[v])) for v, c in configs.items()}
-    plain = Plain(configs['live'], loops['live'])
+    live = configs['live'], loops['live']
+    others = {name: LIBRARIES[name](Plain(*live)).step for name in INSTALLED}
     sides = {
-        'plain': plain.step,
+        'plain': Plain(*live).step,
+        **others,
         **(
             {}
             if configs['live'] == erm
@@ -346,39 +372,68 @@ def on_device(cfg, variant, ms, a):
     )
 
 
+def row(method, variant, c, times, equal, threads, a):
+    "One line of the table."
+    ms = times[variant]
+    r, q1, q3 = ratio(times['plain'], ms)
+    medians = {f'{k}_ms': round(float(np.median(times[k])), 2) for k in ('plain', *INSTALLED)}
+    return dict(
+        network='ResNet-18',
+        width=a.width,
+        precision=a.precision,
+        batch=a.batch,
+        method=method,
+        targets='' if method == 'ERM' else variant,
+        members=len(c.teachers),
+        threads=threads,
+        **medians,
+        ours_ms=round(float(np.median(ms)), 2),
+        ratio=r,
+        ratio_q1=q1,
+        ratio_q3=q3,
+        **{f'of_{k}': ratio(times[k], ms)[0] for k in INSTALLED},
+        of_erm=ratio(ms, times.get('ERM', times['live']))[0],
+        **equal,
+        **(on_device(c, variant, float(np.median(ms)), a) if a.device != 'cpu' else {}),
+    )
+
+
 def table(data, threads, a):
-    "One line per row of the benchmark."
+    "One line per row of the benchmark, for one width and precision."
     torch.set_num_threads(threads)
     out, grid = [], rows(data, a)
     erm = grid['ERM', 'live']
     for method, group in itertools.groupby(grid.items(), lambda o: o[0][0]):
         configs = {variant: c for (_, variant), c in group}
-        equal = check_equal(configs['live'], RuntimeConfig(a.device, progress=False))
+        # double precision is slow, and all widths run the same code
+        small = a.width <= 16 and a.precision == 'fp32'
+        machine = RuntimeConfig(a.device, progress=False)
+        equal = check_equal(configs['live'], machine) if small else {}
         times = measure(configs, erm, a)
-        for variant, c in configs.items():
-            ms, (r, q1, q3) = (
-                float(np.median(times[variant])),
-                ratio(times['plain'], times[variant]),
-            )
-            out.append(
-                dict(
-                    method=method,
-                    targets='' if method == 'ERM' else variant,
-                    members=len(c.teachers),
-                    threads=threads,
-                    plain_ms=round(float(np.median(times['plain'])), 2),
-                    ours_ms=round(ms, 2),
-                    ratio=r,
-                    ratio_q1=q1,
-                    ratio_q3=q3,
-                    of_erm=ratio(times[variant], times.get('ERM', times['live']))[0],
-                    **equal,
-                    **(on_device(c, variant, ms, a) if a.device.startswith('cuda') else {}),
-                )
-            )
-        if a.device.startswith('cuda'):
+        out += [row(method, v, c, times, equal, threads, a) for v, c in configs.items()]
+        if a.device != 'cpu':
             torch.compiler.reset()  # the next method's networks are compiled anew
+        print(pd.DataFrame(out[-len(configs) :]).to_string(index=False), flush=True)
     return out
+
+
+def cases(a):
+    "What to measure: for each width and precision, arguments with its batch and its steps in a block."
+    for precision, width in itertools.product(a.precision, a.width):
+        batch = 32 if width >= 64 and a.device == 'cpu' else RECIPES['resnet18'].batch
+        if a.device == 'cpu' and precision == 'bf16' and not _NATIVE_BF16:
+            batch = 16  # ten times as slow
+        steps = max(1, a.steps * 8 // width) if a.device == 'cpu' else a.steps
+        one = dict(width=width, precision=precision, batch=batch, steps=steps)
+        if precision == 'fp32' or width in a.bf16_width:
+            yield argparse.Namespace(**(vars(a) | one))
+
+
+def lenets(threads, a):
+    "The rows of LeNet, in the columns of the other ones."
+    found = lenet_table(EyeData('procedural', split=1, per_person=100), threads, a.blocks, 6)
+    head = dict(network='LeNet', precision='fp32', batch=RECIPES['lenet'].batch)
+    return [head | r for r in found]
 
 
 def sizes(classes=100, per_epoch=390):
@@ -406,8 +461,17 @@ def arguments():
     p.add_argument(
         '--width',
         type=int,
-        default=16,
+        nargs='+',
+        default=[16],
         help='of student and teachers; the paper has 64 (default: 16)',
+    )
+    p.add_argument('--lenet', action='store_true', help='measure LeNet on eyes, too')
+    p.add_argument(
+        '--bf16-width',
+        type=int,
+        nargs='+',
+        default=[8, 16, 64],
+        help='widths that are measured in bf16, which a CPU without it emulates (default: 8 16 64)',
     )
     p.add_argument(
         '--members', type=int, default=3, help='of the teacher; the paper has 8 (default: 3)'
@@ -416,7 +480,12 @@ def arguments():
         '--images', type=int, default=2000, help='training images; 0: all (default: 2000)'
     )
     p.add_argument('--blocks', type=int, default=5, help='turns of each side (default: 5)')
-    p.add_argument('--steps', type=int, default=3, help='steps in a block (default: 3)')
+    p.add_argument(
+        '--steps',
+        type=int,
+        default=4,
+        help='steps in a block at width 8, fewer at others (default: 4)',
+    )
     p.add_argument(
         '--threads',
         type=int,
@@ -428,7 +497,8 @@ def arguments():
     p.add_argument(
         '--precision',
         choices=('fp32', 'bf16'),
-        default='fp32',
+        nargs='+',
+        default=['fp32'],
         help='of student and teachers, on both sides (default: fp32)',
     )
     p.add_argument(
@@ -455,7 +525,7 @@ def arguments():
     if a.out and a.out.suffix not in ('.json', '.csv'):
         p.error(f'--out is {a.out}; allowed: a name that ends in .json or .csv')
     for k in 'width', 'members', 'blocks', 'steps':
-        if getattr(a, k) < 1:
+        if np.min(getattr(a, k)) < 1:
             p.error(f'--{k} is {getattr(a, k)}; allowed: 1 or more')
     if a.images and a.images < RECIPES['resnet18'].batch:
         p.error(
@@ -480,17 +550,18 @@ def main():
     for threads in a.threads:
         with tempfile.TemporaryDirectory() as home:
             os.environ['XCL_HOME'] = home
-            frames += table(data, threads, a)
+            frames += lenets(threads, a) if a.lenet else []
+            for case in cases(a):
+                frames += table(data, threads, case)
     frame, store = pd.DataFrame(frames), pd.DataFrame(sizes())
-    asked = {
-        k: getattr(a, k) for k in ('width', 'images', 'blocks', 'steps', 'precision', 'targets')
-    }
+    asked = {k: getattr(a, k) for k in ('images', 'blocks', 'steps', 'targets')}
     made = dict(
         provenance(a.device),
         data='CIFAR-100' if a.data_dir else 'random pixels',
         cores=os.cpu_count(),
         load_1min=round(os.getloadavg()[0], 2),
-        batch=RECIPES['resnet18'].batch,
+        native_bf16=_NATIVE_BF16,
+        libraries={name: version(name) for name in INSTALLED},
         **asked,
         **(dict(peak_tflops=a.peak) if a.device.startswith('cuda') else {}),
     )
@@ -508,14 +579,10 @@ def main():
     a.out.parent.mkdir(parents=True, exist_ok=True)
     if a.out.suffix == '.csv':
         frame.assign(**made).to_csv(a.out, index=False)
-    else:
-        a.out.write_text(
-            json.dumps(
-                dict(rows=frame.to_dict('records'), store=store.to_dict('records'), made_by=made),
-                indent=1,
-            )
-            + '\n'
-        )
+        return
+    found = [{k: v for k, v in row.items() if v == v} for row in frame.to_dict('records')]
+    report = dict(rows=found, store=store.to_dict('records'), made_by=made)
+    a.out.write_text(json.dumps(report, indent=1) + '\n')
 
 
 if __name__ == '__main__':

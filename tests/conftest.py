@@ -4,8 +4,10 @@ Each test gets an XCL_HOME of its own, and so does whatever a fixture trains for
 runs are neither read nor written. Threads: the models are tiny, and beyond four threads they only get slower;
 programs that a test starts inherit the bound."""
 
+import importlib
 import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,3 +89,14 @@ def place(tmp_path):
     "An empty home, and the log of its children."
     (tmp_path / 'home').mkdir()
     return tmp_path / 'home', tmp_path / 'log'
+
+
+@pytest.fixture
+def tosses(tmp_path, monkeypatch, xcl_home):
+    "The module of runs that take no time, importable in other processes; its log is `tmp_path / 'log'`."
+    path = os.environ.get('PYTHONPATH', '')
+    monkeypatch.setenv('PYTHONPATH', f'{ROOT / "tests"}{os.pathsep}{path}')
+    monkeypatch.setenv('LOG', str(tmp_path / 'log'))
+    sys.modules.pop('tosses', None)  # it reads $LOG when it is imported
+    yield importlib.import_module('tosses')
+    sys.modules.pop('tosses', None)

@@ -7,64 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from xcl.plan import write_plan
 from xcl.runs import Run
-
-MODULE = """
-import os
-import signal
-import time
-from dataclasses import dataclass
-from pathlib import Path
-
-from xcl.runs import RunConfig
-
-LOG = Path(os.environ['LOG'])
-
-@dataclass(frozen=True)
-class Toss(RunConfig):
-    "Appends to a log when it is made; `how` says what happens first."
-
-    number: int
-    how: str = 'well'  # 'fail' | 'die' | 'die once' | 'sleep'
-    after: tuple = ()
-
-    @property
-    def slug(self):
-        return f'toss-{self.number}'
-
-    def make(self, run):
-        assert all((run.folder.parent / Path(Run(c).folder).name).exists() for c in self.after)
-        mark = LOG.with_name(f'{self.slug}.died')
-        if self.how == 'fail':
-            raise ValueError(f'{self.slug} does not like it')
-        if self.how == 'sleep':
-            time.sleep(600)
-        if self.how == 'die' or (self.how == 'die once' and not mark.exists()):
-            mark.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        with LOG.open('a') as f:
-            f.write(f'{self.number} {os.getpid()}\\\\n')
-        run.finish(dict(number=self.number), [])
-
-from xcl.runs import Run
-""".replace('\\\\n', '\\n')
-
-
-@pytest.fixture
-def tosses(tmp_path, monkeypatch, xcl_home):
-    "The module of the runs above, importable here and in other processes."
-    (tmp_path / 'tosses.py').write_text(MODULE)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv('PYTHONPATH', f'{tmp_path}{os.pathsep}{os.environ.get("PYTHONPATH", "")}')
-    monkeypatch.setenv('LOG', str(tmp_path / 'log'))
-    import tosses
-
-    yield tosses
-    sys.modules.pop('tosses', None)
 
 
 def start(plan, configs, workers):
@@ -106,6 +54,25 @@ def test_a_run_that_fails_stops_only_those_that_need_it(tosses, tmp_path):
     assert 'toss-1: its process died 3 times, at last by signal 9' in tail
     assert 'toss-10: needs toss-0, which failed' in tail and 'toss-11: needs toss-1' in tail
     assert Run(pupils[2]).done and not Run(pupils[0]).done
+
+
+def test_a_worker_that_dies_while_it_has_no_run_is_replaced(tosses, tmp_path):
+    quick, slow = tosses.Toss(0), tosses.Toss(1, 'wait')
+    configs = [quick, slow, tosses.Toss(2, after=(slow,)), tosses.Toss(3, after=(slow,))]
+    job = start(tmp_path / 'plan.json', configs, 2)
+    deadline = time.monotonic() + 60
+    while not Run(quick).done:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(1)  # its result is written: now it says so, and waits for a number
+    idle = (tmp_path / 'log').read_text().split()[1]
+    os.kill(int(idle), signal.SIGKILL)
+    while ' Z ' not in Path(f'/proc/{idle}/stat').read_text():
+        time.sleep(0.05)
+    (tmp_path / 'go').touch()
+    output = job.communicate(timeout=120)[0]
+    assert job.returncode == 0 and '4/4' in output, output
+    assert 'process died' not in output  # no attempt was lost
 
 
 @pytest.mark.parametrize('how', [signal.SIGTERM, signal.SIGKILL])
