@@ -27,7 +27,7 @@ ACTIVATE = set -euo pipefail; bin="$$(cd "$(VENV)/bin" && pwd)"; unset PYTHONHOM
 EXPERIMENTS := $(sort $(basename $(notdir $(wildcard nbs/*.ipynb))))
 
 .DEFAULT_GOAL := help
-.PHONY: help $(EXPERIMENTS) publish test export clean-nbs prepare
+.PHONY: help $(EXPERIMENTS) publish explore app test export clean-nbs prepare
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -45,6 +45,13 @@ $(EXPERIMENTS): $(STAMP)
 
 publish: $(STAMP)  ## run NOTEBOOK at SETTING and write outputs/NOTEBOOK/SETTING, which is committed
 	@$(ACTIVATE); python -m xcl.paper.publish "$(NOTEBOOK)" "$(SETTING)" $(ARGS)
+
+explore: $(STAMP)  ## write the explorer as one HTML page; ARGS='FOLDER --out FILE' for other networks
+	@$(ACTIVATE); python -m xcl.paper.explore_page $(ARGS)
+
+app: $(STAMP)  ## open the explorer as an app (installs Voila the first time)
+	@$(ACTIVATE); command -v voila >/dev/null || { echo 'installing Voila'; python -m pip install -q $(PIP_ARGS) -e '.[app]'; }; \
+	voila nbs/apps/explore.ipynb $(ARGS)
 
 # Every step sees an empty XCL_HOME that is removed afterwards, so neither finished runs are read nor any touched.
 # The library's notebooks are executed by nbdev_test, the experiments by pytest (once each, with papermill at preset smoke).

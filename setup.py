@@ -19,7 +19,9 @@ setup(
     + ',<3.14',  # 3.14 keeps the annotations of a notebook's parameters elsewhere
     packages=find_packages(include=['xcl', 'xcl.*']),
     install_requires=cfg['requirements'].split(),
-    extras_require={'dev': cfg['dev_requirements'].split()},
+    extras_require={
+        extra: cfg[f'{extra}_requirements'].split() for extra in ('dev', 'app', 'site')
+    },
     long_description=open('README.md', encoding='utf-8').read(),
     long_description_content_type='text/markdown',
     entry_points={'nbdev': [f'{cfg["lib_name"]}={cfg["lib_path"]}._modidx:d']},
