@@ -28,9 +28,8 @@ class TablesParams(Params):
 
     seed: int = knob(1)  # of no effect: nothing is drawn
     dataset: str = knob('cifar100', choices=IMAGE_SOURCES)  # the paper's numbers are for cifar100
-    runs_dir: str = knob(
-        ''
-    )  # a folder of runs or reports; '': $XCL_HOME and the checkout's outputs
+    runs_dir: str = knob('')  # of runs or reports; '': $XCL_HOME and the checkout's outputs
+    setting: str = knob('')  # name of the file in nbs/settings that gave the parameters
 
     def check(self) -> None:
         "Raise ParameterError where `runs_dir` is no folder."
@@ -93,7 +92,7 @@ class PaperTables:
         self.P = P
         self.runs = collect_runs((Path(P.runs_dir),) if P.runs_dir else None)
         self.tables = {k: paper_table(k, self.runs, P.dataset) for k in _TITLES}
-        folder = output_folder('tables', P.preset, P.to_dict(), data=P.runs_dir or 'all')
+        folder = output_folder('tables', P.preset, P.to_dict(), P.setting, data=P.runs_dir or 'all')
         self.page = Page(folder, P.preset, f'runs on {P.dataset}')
 
     def counts(self) -> str:
