@@ -17,6 +17,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+# the classes that configs of runs are made of, which `from_dict` has to know
+from .. import gans, generated, images, own_data, pretrained, train  # noqa: F401
 from ..config import from_dict
 from ..files import home, read_json, read_tensors, root, write_json
 from ..losses import mean_probability
