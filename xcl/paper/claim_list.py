@@ -178,7 +178,6 @@ _STUDENTS = (
         'Table 5; ERM by section E',
     ),
     _claim('PyramidNet', ('pyramidnet',), 'XCL-Mix', 'KD', None, f'A.3, {_DIRECTION}'),
-    _claim('binary student', ('binarynet',), 'XCL-Mix', 'KD', None, f'A.4, {_DIRECTION}'),
 )
 _SMOOTH = 'label smoothing', ('label_smoothing',)
 _SMOOTHING = (
@@ -243,11 +242,9 @@ _SIZES = (
         source=f'Figure 1, {_DIRECTION}',
         **_SIZE,
     ),
-    PaperClaim(
-        'XCL-Mix - KD, binary',
-        ask=OverSizes('XCL-Mix', 'KD', 'binary'),
-        source=f'Figure 1, {_DIRECTION}',
-        **_SIZE,
+    replace(
+        _claim(_SIZE['family'], ('binarynet',), 'XCL-Mix', 'KD', None, f'A.4, {_DIRECTION}'),
+        text='XCL-Mix - KD, binary',
     ),
     PaperClaim(
         'binary - full at equal bytes',
