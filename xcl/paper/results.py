@@ -19,7 +19,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..files import root, write_atomic
-from .claim_list import CLAIMS
 from .claims import VERDICTS
 from .evidence import SCALES, Setting, collect_settings, distance, student_sizes
 from .ledger import collect_runs

@@ -7,15 +7,13 @@ __all__ = ['COLUMNS', 'make_ledger', 'headlines', 'effect_text', 'markdown_table
 
 # %% ../../nbs/lib/paper/42_verdicts.ipynb #c002
 import re
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ..files import root
 from .claim_list import CLAIMS, PaperClaim
-from .claims import VERDICTS, holm, verdict
-from .evidence import SCALES, Setting, collect_settings, commits, distance, runs_behind
+from .claims import holm, verdict
+from .evidence import SCALES, Setting, commits, distance, runs_behind
 from .stats import Effect, effect_of
 
 # %% ../../nbs/lib/paper/42_verdicts.ipynb #c005
