@@ -147,32 +147,35 @@ class ImageData(Config):
         if not isinstance(self.augment, CropFlip | None):
             raise TypeError(f'augment is {self.augment!r}; allowed: CropFlip or None')
 
-    def load(
-        self,
-        runtime: RuntimeConfig,
-    ) -> tuple:  # (train, val), two Examples
-        "Training and validation images, not augmented. Raises ValueError where they are others."
-        kind = f'{self.source} images'
-        data_dir = '' if self.source in BUILT_IN else path_of(self.digest, kind)
-        found = image_set(self.source, data_dir, self.size)
-        if (found.digest, len(found.names)) != (self.digest, self.classes):
-            raise ValueError(
-                f'{self.source} in {str(data_dir)!r} has digest {found.digest} and '
-                f'{len(found.names)} classes; '
-                f'this run was defined on {self.digest!r} and {self.classes}'
-            )
-        draw = self.classes, self.train_size, self.val_fraction, self.split
-        train, held = split_rows(found.train.y, *draw)
-        return found.train.take(train), self._validation(found, held)
+# %% ../nbs/lib/12_images.ipynb #c016load
+def _validation_images(data, found, held):
+    "Rows `held` of the training images, or test images."
+    if data.val_fraction:
+        return found.train.take(held)
+    if not data.test_size:
+        return found.test
+    rows, _ = split_rows(found.test.y, data.classes, data.test_size, seed=data.split)
+    return found.test.take(rows)
 
-    def _validation(self, found, held):
-        "Rows `held` of the training images, or test images."
-        if self.val_fraction:
-            return found.train.take(held)
-        if not self.test_size:
-            return found.test
-        rows, _ = split_rows(found.test.y, self.classes, self.test_size, seed=self.split)
-        return found.test.take(rows)
+
+@patch
+def load(
+    self: ImageData,
+    runtime: RuntimeConfig,
+) -> tuple:  # (train, val), two Examples
+    "Training and validation images, not augmented. Raises ValueError where they are others."
+    kind = f'{self.source} images'
+    data_dir = '' if self.source in BUILT_IN else path_of(self.digest, kind)
+    found = image_set(self.source, data_dir, self.size)
+    if (found.digest, len(found.names)) != (self.digest, self.classes):
+        raise ValueError(
+            f'{self.source} in {str(data_dir)!r} has digest {found.digest} and '
+            f'{len(found.names)} classes; '
+            f'this run was defined on {self.digest!r} and {self.classes}'
+        )
+    draw = self.classes, self.train_size, self.val_fraction, self.split
+    train, held = split_rows(found.train.y, *draw)
+    return found.train.take(train), _validation_images(self, found, held)
 
 # %% ../nbs/lib/12_images.ipynb #c017
 @patch
