@@ -8,11 +8,17 @@ import pandas as pd
 import pytest
 
 from xcl.config import rng
+from xcl.data import CropFlip
+from xcl.files import write_json
+from xcl.images import ImageData
+from xcl.likelihoods import Categorical
+from xcl.nets import net
 from xcl.paper import results
 from xcl.paper.claim_list import CLAIMS, Difference, Narrower, PaperClaim
 from xcl.paper.claims import VERDICTS, holm
 from xcl.paper.evidence import SCALES, Setting, collect_settings, distance
 from xcl.paper.ledger import write_records
+from xcl.paper.rows import RECIPES
 from xcl.paper.stats import effect_of, mean_interval, record
 from xcl.paper.verdicts import (
     COLUMNS,
@@ -22,6 +28,7 @@ from xcl.paper.verdicts import (
     verdict_table,
     with_glance,
 )
+from xcl.train import METHODS, Train
 
 
 @pytest.fixture(scope='module')
@@ -187,12 +194,27 @@ def test_a_score_that_stands_twice_is_refused(folder, tmp_path):
         make_ledger(collect_settings(folder.root))
 
 
-def test_only_the_paper_s_recipe_is_the_full_recipe(settings):
-    "Nothing that was committed is at the full recipe unless it says so of all its students."
-    for s in settings:
-        found = distance(s)
-        if found.scale == 'full recipe':
-            assert found.text.split(';')[0] == 'full recipe' and found.data == 'cifar100'
+def classifiers(path, **data):
+    "A file of records of two ERM students of section A.2, on some data."
+    images = ImageData('cifar100', 100, augment=CropFlip(), **data)
+    records, runs = [], []
+    for seed in (1, 2):
+        parts = net('resnet18', width=64), Categorical(100), images, METHODS['ERM']
+        cfg = Train(*parts, RECIPES['resnet18'], seed)
+        made = dict(commit='0123456789ab', dirty=False, xcl='0.2.0')
+        result = dict(top1=77.0 + seed, val_loss=1.0)
+        runs.append(dict(hash=cfg.hash, config=cfg.to_dict(), result=result, provenance=made))
+        records += record('resnet18', 'ERM', seed, **result)
+    path.parent.mkdir(parents=True)
+    write_json(path, dict(version='0.2', records=records, runs=runs))
+
+
+def test_only_the_recipe_of_the_paper_is_the_full_recipe(tmp_path):
+    classifiers(tmp_path / 'resnet18' / 'whole' / 'records.json')
+    classifiers(tmp_path / 'resnet18' / 'small' / 'records.json', train_size=2500)
+    classifiers(tmp_path / 'resnet18' / 'demo' / 'records.json')
+    scales = {s.name: distance(s).scale for s in collect_settings(tmp_path)}
+    assert scales == dict(whole='full recipe', small='campaign', demo='demo')
 
 
 # ---- simulated ----

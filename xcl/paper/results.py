@@ -182,7 +182,7 @@ class ResultsPage:
         folder = output_folder(
             'results', P.preset, P.to_dict(), P.setting, data=P.records_dir or 'outputs'
         )
-        self.page = Page(folder, P.preset, f'from {len(self.settings)} settings')
+        self.page = Page(folder, P.preset, f'Read from {len(self.settings)} settings')
 
     @cached_property
     def runs(self) -> pd.DataFrame:

@@ -129,6 +129,13 @@ def _linked(line, settings, base) -> str:
     return f'[{line.setting}]({base}{page})' if page else line.setting or '-'
 
 
+def _sourced(line) -> str:
+    "The paper's effect and where it stands."
+    if line.source.startswith('ours'):
+        return line.source
+    return f'{_paper_text(line)} ({line.source})'
+
+
 def markdown_table(
     columns: tuple,
     lines: list,  # of tuples of text
@@ -147,7 +154,7 @@ def verdict_table(
     lines = [
         (
             f'{line.family}: {line.claim}',
-            f'{_paper_text(line)} ({line.source})',
+            _sourced(line),
             effect_text(line),
             str(line.n),
             line.scale or '-',
