@@ -3,6 +3,8 @@
 #   VENV=path              use the environment at `path` instead of .venv (from inside one: make gaze VENV="$VIRTUAL_ENV")
 #   PIP_ARGS='...'         passed to pip install
 #   PRESET, SEED, ARGS     of the experiments; ARGS='-p budget 0.5' passes more parameters to papermill
+#   SETTING                a file of nbs/settings, in place of PRESET and SEED
+#   NOTEBOOK, SETTING      of `make publish`, which writes what is committed: outputs/NOTEBOOK/SETTING
 #   FLAGS='slow cuda'      let `make test` run what carries these flags too
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -10,6 +12,7 @@ VENV ?= .venv
 PIP_ARGS ?=
 PRESET ?= demo
 SEED ?= 1
+SETTING ?=
 ARGS ?=
 FLAGS ?=
 # one GPU bears one notebook at a time
@@ -24,17 +27,31 @@ ACTIVATE = set -euo pipefail; bin="$$(cd "$(VENV)/bin" && pwd)"; unset PYTHONHOM
 EXPERIMENTS := $(sort $(basename $(notdir $(wildcard nbs/*.ipynb))))
 
 .DEFAULT_GOAL := help
-.PHONY: help $(EXPERIMENTS) test export clean-nbs prepare
+.PHONY: help $(EXPERIMENTS) publish explore app test export clean-nbs prepare
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo "  make NAME       one of the other experiments, likewise: $(filter-out gaze,$(EXPERIMENTS))"
-	@echo "  settings: PYTHON VENV PIP_ARGS PRESET SEED ARGS FLAGS WORKERS (see the head of the Makefile)"
+	@echo "  settings: PYTHON VENV PIP_ARGS PRESET SEED SETTING NOTEBOOK ARGS FLAGS WORKERS (see the head of the Makefile)"
 
-gaze: ## run the gaze experiment (PRESET=demo SEED=1) into outputs/gaze/PRESET/seedSEED.ipynb
+# What an experiment writes is ignored by git: the executed notebook here, its report in $XCL_HOME/reports.
+MINE = $${XCL_HOME:-outputs/runs}/notebooks
+ASKED = $(if $(SETTING),-f nbs/settings/$(SETTING).yaml -p setting $(SETTING),-p preset $(PRESET) -p seed $(SEED))
+
+gaze: ## run the gaze experiment (PRESET=demo SEED=1) into outputs/runs/notebooks/gaze-demo-seed1.ipynb
 $(EXPERIMENTS): $(STAMP)
-	@$(ACTIVATE); mkdir -p "outputs/$@/$(PRESET)"; \
-	papermill "nbs/$@.ipynb" "outputs/$@/$(PRESET)/seed$(SEED).ipynb" --log-output -p seed $(SEED) -p preset $(PRESET) $(ARGS)
+	@$(ACTIVATE); mkdir -p "$(MINE)"; out="$(MINE)/$@-$(or $(SETTING),$(PRESET)-seed$(SEED)).ipynb"; \
+	papermill "nbs/$@.ipynb" "$$out" --log-output $(ASKED) $(ARGS); echo "executed: $$out"
+
+publish: $(STAMP)  ## run NOTEBOOK at SETTING and write outputs/NOTEBOOK/SETTING, which is committed
+	@$(ACTIVATE); python -m xcl.paper.publish "$(NOTEBOOK)" "$(SETTING)" $(ARGS)
+
+explore: $(STAMP)  ## write the explorer as one HTML page; ARGS='FOLDER --out FILE' for other networks
+	@$(ACTIVATE); python -m xcl.paper.explore_page $(ARGS)
+
+app: $(STAMP)  ## open the explorer as an app (installs Voila the first time)
+	@$(ACTIVATE); command -v voila >/dev/null || { echo 'installing Voila'; python -m pip install -q $(PIP_ARGS) -e '.[app]'; }; \
+	voila nbs/apps/explore.ipynb $(ARGS)
 
 # Every step sees an empty XCL_HOME that is removed afterwards, so neither finished runs are read nor any touched.
 # The library's notebooks are executed by nbdev_test, the experiments by pytest (once each, with papermill at preset smoke).

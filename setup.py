@@ -20,8 +20,7 @@ setup(
     packages=find_packages(include=['xcl', 'xcl.*']),
     install_requires=cfg['requirements'].split(),
     extras_require={
-        'dev': cfg['dev_requirements'].split(),
-        'slurm': cfg['slurm_requirements'].split(),
+        extra: cfg[f'{extra}_requirements'].split() for extra in ('dev', 'app', 'site', 'slurm')
     },
     long_description=open('README.md', encoding='utf-8').read(),
     long_description_content_type='text/markdown',

@@ -47,7 +47,7 @@ HERE = RuntimeConfig('cpu', progress=False)
 
 def gan(**kw):
     "Thirty steps on 128 digits, with an evaluator; a row and samples every 8 steps."
-    data = image_data('digits', train_size=128)
+    data = image_data('digits', train_size=128, test_size=100)
     recipe = Recipe('sgd', 0.1, 128, 2, gamma=0.2, weight_decay=5e-4)
     evaluator = Evaluator(digit_net(data, METHODS['ERM'], recipe, 1, val_every=9), n=50)
     return BigGAN(**{**dict(data=data, recipe=RECIPE, seed=1, evaluator=evaluator, every=8), **kw})

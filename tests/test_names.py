@@ -38,6 +38,7 @@ from xcl.target_eyes import RealEyes, TrainingEyes, WebcamEyes
 from xcl.targets import TargetCacheKey
 from xcl.train import METHODS, Method, Train
 from xcl.transfer import CutMix, Empirical, Mixing, MixUp, RandomChoice, Transfer
+from xcl.unlabelled import Unlabelled, UnlabelledImages
 
 BASES = Config, RunConfig, Likelihood, Objective, Transfer, Mixing
 PINNED = {
@@ -48,6 +49,8 @@ PINNED = {
     'MixUp': '9d65634b0f60',
     'CutMix': '2e40e6aaca51',
     'RandomChoice': '503e8faba4c7',
+    'UnlabelledImages': 'e71ed386b068',
+    'Unlabelled': '732598f38b83',
     'Labels': 'ad9252b5b188',
     'Teacher': 'b2e690ee7325',
     'Both': '5e31db35daac',
@@ -111,6 +114,7 @@ def parts() -> list:
     return [
         *(CropFlip(), DiffAugment(), PhotoAugment()),
         *(Empirical(), MixUp(), CutMix(), RandomChoice()),
+        *(UnlabelledImages('x', 9, (3, 32, 32)), Unlabelled(UnlabelledImages('x', 9, (3, 32, 32)))),
         *(Labels(), Teacher(), Both()),
         *(Point(), Gaussian(), Categorical(100)),
         *(ImageData('cifar100', 100, digest='x'), Thumbnails('folder', 3, digest='x')),

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRATCH = ROOT / 'nbs' / 'from_scratch.ipynb'  # plain PyTorch, without this package
 EXPERIMENTS = sorted({*(ROOT / 'nbs').glob('*.ipynb')} - {SCRATCH})
 COLLECTING = {
-    'tables',
+    'results',
     'few_images',
 }  # experiments that train nothing, but collect what others have trained
 TIMEOUT = 300  # seconds for one cell

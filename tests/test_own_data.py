@@ -165,17 +165,19 @@ def test_what_is_no_set(train):
 def test_regression_is_scored_per_dimension():
     y = np.random.default_rng(0).normal(size=(20, 2))
     data = own((X, y), (X[:5], y[:5]))
-    likelihood = SimpleNamespace(mean=lambda o: o[:, :2], nll=lambda o, y: torch.tensor(7.0))
+    calls = dict(mean=lambda o: o[:, :2], from_labels=lambda y: y)
+    likelihood = SimpleNamespace(**calls, nll=lambda o, y: torch.tensor(7.0))
     _, val = data.load(None)
     assert (data.classes, data.dimensions, val.y.dtype) == (0, 2, torch.float32)
     error = torch.tensor([[3.0, 4.0]])
     out = torch.cat([val.y + error, torch.zeros(5, 1)], 1)
     score = data.score(likelihood, out, val)
-    assert score == pytest.approx(
-        dict(mse=12.5, rmse=12.5**0.5, rmse_0=3, rmse_1=4, val_loss=7), rel=1e-5
-    )
+    relative = (np.array([9, 16]) / val.y.numpy().var(0)).mean() ** 0.5
+    expected = dict(mse=12.5, rmse=12.5**0.5, rmse_0=3, rmse_1=4, val_loss=7, nrmse=100 * relative)
+    assert score == pytest.approx(expected, rel=1e-5)
     one = own((X, y[:, :1]), (X[:5], y[:5, :1]))
-    assert set(one.score(likelihood, out[:, :1], one.load(None)[1])) == {'mse', 'rmse', 'val_loss'}
+    found = one.score(likelihood, out[:, :1], one.load(None)[1])
+    assert set(found) == {'mse', 'rmse', 'nrmse', 'val_loss'}
 
 
 def test_another_process_says_what_to_do(tmp_path):

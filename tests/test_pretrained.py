@@ -267,7 +267,7 @@ def test_a_module_of_another_process_is_refused_with_advice():
 
 
 def test_an_ensemble_of_files_and_a_packed_file_teach_a_student(tmp_path):
-    data = image_data('digits', train_size=128)
+    data = image_data('digits', train_size=128, test_size=100)
     recipe = Recipe('sgd', 0.1, 128, 4)
     run = ensure(digit_net(data, METHODS['ERM'], recipe, 1), CPU)
     pack(run, tmp_path / 'teacher.xcl')

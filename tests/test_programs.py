@@ -24,7 +24,8 @@ from xcl.recipe import Recipe
 from xcl.runs import ensure
 from xcl.runtime import RuntimeConfig
 from xcl.train import METHODS, Method, Train
-from xcl.transfer import Empirical, Mix, MixUp, Transfer
+from xcl.transfer import Empirical, Mix, MixUp, RandomChoice, Transfer
+from xcl.unlabelled import Unlabelled, unlabelled_images
 
 RECIPE = Recipe('sgd', 0.1, batch=16, epochs=2)
 HERE = RuntimeConfig('cpu', progress=False)
@@ -118,6 +119,19 @@ def test_an_ensemble_of_two_weight_files(data, tmp_path):
     assert len(run.cfg.teachers) == 2 and run.done
     with pytest.raises(ValueError, match='other|does not fit|missing'):
         given(*paths, net=net(Tiny, hidden=8), classes=3, shape=SHAPE)
+
+
+def test_unlabelled_images_of_ones_own(tmp_path):
+    for i, x in enumerate(shapes(30, 2)[0]):
+        Image.fromarray(x.transpose(1, 2, 0)).save(tmp_path / f'{i}.png')
+    data = own((X, Y), (X_VAL, Y_VAL), classes=3)
+    teacher = given(linear(0), classes=3, shape=SHAPE)
+    images = unlabelled_images(tmp_path, size=data.size)  # a folder; or an array of images
+    for mix in Empirical(), RandomChoice():
+        method = Method('KD + unlabelled', Unlabelled(images, mix), Teacher())
+        cfg = Train(net(Tiny), Categorical(3), data, method, RECIPE, seed=1, teachers=teacher)
+        run = ensure(cfg, HERE)
+        assert run.done and run.result['steps'] == 6
 
 
 def test_regression_with_uncertainty(data):

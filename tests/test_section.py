@@ -362,7 +362,7 @@ def test_rows_of_figure_1():
 
 def test_image_data_of_all_sections_is_one():
     exp = small()
-    assert exp.data(1) == exp.data(2) == image_data('digits', train_size=128)
+    assert exp.data(1) == exp.data(2) == image_data('digits', train_size=128, test_size=100)
 
 
 # ---- notebooks ----

@@ -96,7 +96,7 @@ def test_one_seed_is_no_evidence():
     e = effect(one, 'KD', 'ERM', 'top1')
     assert (e.mean, e.n) == (10.0, 1)
     assert np.isnan([e.std, e.low, e.high, e.p]).all()
-    assert verdict(e, 1.0) == 'not told apart'
+    assert verdict(e, 1.0) == 'one seed'
     reduction = gap_reduction(gap(one, 'ERM', 'top1'), gap(one, 'KD', 'top1'))
     assert np.isnan(reduction.percent) and reduction.n == 1
 

@@ -282,6 +282,15 @@ def test_experiment_only_uses_the_library(path):
         assert not classes, f'classes belong in a numbered notebook: {classes}'
 
 
+@each(EXPERIMENTS)
+def test_experiment_draws_no_conclusion_ahead_of_its_numbers(path):
+    "What was seen is written from the run's numbers (`summary`, nbs/results.ipynb), not as 'if ... then'."
+    text, judged = _prose(path), 'supported|contradicted|helps'
+    lines = [o for o in text.splitlines() if re.match(r'(- |\d+\. )?(If|Unless) ', o)]
+    lines += re.findall(rf'[^.]*\b(?:{judged})(?: here)? if\b[^.]*', text)
+    assert not lines, lines
+
+
 def texts():
     "Every text file of the project, uncommitted ones too; what git ignores is left out."
     try:

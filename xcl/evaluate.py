@@ -11,6 +11,7 @@ import copy
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from .config import Config
@@ -52,21 +53,31 @@ def _check_fits(
 
 
 def evaluate(
-    net: nn.Module,  # of `load` or `trained`; stays as it is
+    net: nn.Module,  # of `load` or `trained`, stays as it is; several are an ensemble
     data: Config,  # with the Data contract: load, score
     runtime: RuntimeConfig = None,  # where data lies and outputs are computed
     likelihood=None,  # of the outputs; None: of `net.meaning`, else one class per label
 ) -> dict:  # metric -> number
     "Return the data's score of the network on the validation set. Raises ValueError, as the data."
-    runtime, meaning = runtime or RuntimeConfig(), getattr(net, 'meaning', None)
-    val = data.load(runtime)[1]
-    if meaning is not None:
+    runtime, nets = runtime or RuntimeConfig(), net if isinstance(net, list | tuple) else [net]
+    val, meanings = data.load(runtime)[1], [getattr(n, 'meaning', None) for n in nets]
+    for meaning in filter(None, meanings):
         _check_fits(meaning, data, val, runtime)
     if likelihood is None:
-        likelihood = meaning.likelihood if meaning else Categorical(data.classes)
-    net = copy.deepcopy(net).eval().to(runtime.device)
-    out = predict(net, val.to(runtime.device)).cpu()
-    return data.score(likelihood, out, val.to('cpu'))
+        likelihood = meanings[0].likelihood if meanings[0] else Categorical(data.classes)
+    copies = [copy.deepcopy(n).eval().to(runtime.device) for n in nets]
+    outs = torch.stack([predict(n, val.to(runtime.device)).cpu() for n in copies])
+    return data.score(likelihood, _one_output(likelihood, outs), val.to('cpu'))
+
+
+def _one_output(likelihood, outs):
+    "Outputs (n, n_out) of members' (m, n, n_out): as they are, or of the ensemble."
+    if len(outs) == 1:
+        return outs[0]
+    if not isinstance(likelihood, Categorical):
+        return likelihood.combine(outs)
+    plain = Categorical(likelihood.classes)  # temperatures are of training
+    return plain.combine(outs).clamp_min(1e-30).log()
 
 # %% ../nbs/lib/53_evaluate.ipynb #c009
 def _table(pairs):
@@ -83,12 +94,14 @@ def _number(v):
 def card_text(
     run: Run,  # finished
     runtime: RuntimeConfig = None,  # where the data lies; None: the run's
+    classes: tuple = None,  # names of the outputs, as for `pack`; None: the data's own
 ) -> str:  # Markdown
     "Return the model card of a run. Raises as `packed_size`."
     cfg, made = run.cfg, provenance_of(run)
     sizes = {bits: packed_size(run, bits == 16, runtime) for bits in (32, 16)}
     meaning = load(run.folder / 'packed-32.safetensors')[1]
-    stated = replace(meaning, provenance={}).describe()
+    named = replace(meaning, provenance={}, classes=classes or meaning.classes)
+    stated = named.describe()
     words = dict(line.split(': ', 1) for line in stated.splitlines())
     recipe = {k: v for k, v in cfg.recipe.to_dict(full=False).items() if k != 'kind'}
     teachers = ', '.join(t.slug for t in cfg.teachers) or 'none: trained on labels'
@@ -110,9 +123,10 @@ def model_card(
     run: Run,  # finished
     path: Path,  # of the Markdown file, replaced in one step
     runtime: RuntimeConfig = None,  # where the data lies; None: the run's
+    classes: tuple = None,  # names of the outputs, as for `pack`; None: the data's own
 ) -> None:
     "Write `card_text` of a run."
-    write_atomic(Path(path), card_text(run, runtime).encode())
+    write_atomic(Path(path), card_text(run, runtime, classes).encode())
 
 # %% ../nbs/lib/53_evaluate.ipynb #c013
 def named_data(
@@ -130,20 +144,32 @@ def named_data(
     return eye_data(source, data_dir, split=0)
 
 
+def _files_and_place(words):
+    "The packed files that come first, and the words after them."
+    n = 0
+    while n < len(words) and (n == 0 or words[n].endswith('.xcl')):
+        n += 1
+    return words[:n], words[n:]
+
+
 def main(
     arguments: list = None,  # None: those of the command line
 ) -> dict:
-    "Print and return `evaluate` of a packed file."
+    "Print and return `evaluate` of a packed file, or of several as an ensemble."
     ask = argparse.ArgumentParser('python -m xcl.evaluate', description=__doc__)
-    ask.add_argument('file', help='packed network, written by xcl.deploy.pack')
-    ask.add_argument('source', help=f'{", ".join(IMAGE_SOURCES)}, procedural or mpiigaze')
-    ask.add_argument('data_dir', nargs='?', default='', help='folder of the set')
+    where = f'packed networks (.xcl; several are an ensemble), then {", ".join(IMAGE_SOURCES)}, '
+    where += 'procedural or mpiigaze, then the folder of the set, if it has one'
+    ask.add_argument('words', nargs='+', metavar='file source [data_dir]', help=where)
     ask.add_argument('--allow', nargs='*', default=[], help='modules of own classes to import')
     ask.add_argument('--device', default='auto', help='cpu, cuda, ... (default: auto)')
     given = ask.parse_args(arguments)
-    net, meaning = load(given.file, tuple(given.allow))
+    files, place = _files_and_place(given.words)
+    if not files or len(place) not in (1, 2):
+        ask.error(f'{" ".join(given.words)!r} given; allowed: {where}')
+    nets = [load(file, tuple(given.allow))[0] for file in files]
     runtime = RuntimeConfig(given.device)
-    score = evaluate(net, named_data(given.source, given.data_dir, meaning, runtime), runtime)
+    data = named_data(place[0], (*place, '')[1], nets[0].meaning, runtime)
+    score = evaluate(nets, data, runtime)
     for k, v in score.items():
         print(f'{k}: {_number(v)}')
     return score

@@ -241,7 +241,8 @@ def score(
 ) -> dict:
     "error_deg: mean angular error, degrees; val_loss: the likelihood's loss on the labels."
     error = angular_error(likelihood.mean(out), val.y).mean().item()
-    return dict(error_deg=error, val_loss=likelihood.nll(out, val.y).item())
+    loss = likelihood.nll(out, likelihood.from_labels(val.y)).item()
+    return dict(error_deg=error, val_loss=loss)
 
 
 @patch

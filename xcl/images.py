@@ -128,6 +128,7 @@ class ImageData(Config):
     val_fraction: float = 0.0  # share of training images to validate on; 0: the test set instead
     augment: object = CropFlip()  # CropFlip or None, for training images only
     size: int = 32  # side of the images, pixels
+    test_size: int = 0  # test images used, as many of each class (+-1); 0: all
 
     def __post_init__(self):
         super().__post_init__()
@@ -135,6 +136,7 @@ class ImageData(Config):
         ok = dict(
             classes=(self.classes > 1, 'at least 2'),
             train_size=(self.train_size >= 0, '0 or more'),
+            test_size=(self.test_size >= 0, '0 or more'),
             val_fraction=(0 <= self.val_fraction < 1, 'from 0 to less than 1'),
             mean=(_three(self.mean), 'three numbers'),
             std=(_three(self.std) and min(self.std) > 0, 'three numbers above 0'),
@@ -145,23 +147,35 @@ class ImageData(Config):
         if not isinstance(self.augment, CropFlip | None):
             raise TypeError(f'augment is {self.augment!r}; allowed: CropFlip or None')
 
-    def load(
-        self,
-        runtime: RuntimeConfig,
-    ) -> tuple:  # (train, val), two Examples
-        "Training and validation images, not augmented. Raises ValueError where they are others."
-        kind = f'{self.source} images'
-        data_dir = '' if self.source in BUILT_IN else path_of(self.digest, kind)
-        found = image_set(self.source, data_dir, self.size)
-        if (found.digest, len(found.names)) != (self.digest, self.classes):
-            raise ValueError(
-                f'{self.source} in {str(data_dir)!r} has digest {found.digest} and '
-                f'{len(found.names)} classes; '
-                f'this run was defined on {self.digest!r} and {self.classes}'
-            )
-        draw = self.classes, self.train_size, self.val_fraction, self.split
-        train, val = split_rows(found.train.y, *draw)
-        return found.train.take(train), found.train.take(val) if self.val_fraction else found.test
+# %% ../nbs/lib/12_images.ipynb #c016load
+def _validation_images(data, found, held):
+    "Rows `held` of the training images, or test images."
+    if data.val_fraction:
+        return found.train.take(held)
+    if not data.test_size:
+        return found.test
+    rows, _ = split_rows(found.test.y, data.classes, data.test_size, seed=data.split)
+    return found.test.take(rows)
+
+
+@patch
+def load(
+    self: ImageData,
+    runtime: RuntimeConfig,
+) -> tuple:  # (train, val), two Examples
+    "Training and validation images, not augmented. Raises ValueError where they are others."
+    kind = f'{self.source} images'
+    data_dir = '' if self.source in BUILT_IN else path_of(self.digest, kind)
+    found = image_set(self.source, data_dir, self.size)
+    if (found.digest, len(found.names)) != (self.digest, self.classes):
+        raise ValueError(
+            f'{self.source} in {str(data_dir)!r} has digest {found.digest} and '
+            f'{len(found.names)} classes; '
+            f'this run was defined on {self.digest!r} and {self.classes}'
+        )
+    draw = self.classes, self.train_size, self.val_fraction, self.split
+    train, held = split_rows(found.train.y, *draw)
+    return found.train.take(train), _validation_images(self, found, held)
 
 # %% ../nbs/lib/12_images.ipynb #c017
 @patch
@@ -215,6 +229,7 @@ def image_data(
     data = ImageData(source, **of_set | kw)
     # raises now rather than when a run starts
     split_rows(found.train.y, data.classes, data.train_size, data.val_fraction, data.split)
+    split_rows(found.test.y, data.classes, data.test_size)
     if data_dir:
         register_path(data.digest, data_dir)
     return data

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['TEMPERS', 'same_shape', 'widen', 'check_smoothing', 'smooth_labels', 'soft_cross_entropy', 'entropy',
            'normalised_entropy', 'check_temperature', 'categorical_kl', 'check_temper', 'log_probabilities', 'tempered',
-           'mean_probability', 'gaussian_nll', 'gaussian_kl', 'moment_match', 'logvar_range', 'split_gaussian']
+           'mean_probability', 'gaussian_nll', 'gaussian_kl', 'moment_match', 'logvar_range', 'split_gaussian',
+           'diagonal_nll', 'diagonal_kl', 'diagonal_moments', 'split_diagonal']
 
 # %% ../nbs/lib/31_losses.ipynb #c002
 import math
@@ -207,4 +208,60 @@ def split_gaussian(
 ) -> tuple:  # mean (..., d), log-variance (...) within `logvar_range(scale)`
     "Return mean and log-variance; the latter is clamped in value, with its gradient passed through."
     mean, raw = out[..., :-1], out[..., -1]
+    return mean, raw + (raw.clamp(*logvar_range(scale)) - raw).detach()
+
+# %% ../nbs/lib/31_losses.ipynb #n001
+def _check_diagonal(*tensors) -> None:
+    "Return nothing; raise `ValueError` unless all are (b, d) of one shape."
+    for t in tensors:
+        same_shape(t, tensors[0], 'means and log-variances of each dimension')
+
+
+def diagonal_nll(
+    y: Tensor,  # observed, (b, d)
+    mean: Tensor,  # predicted mean, (b, d), the units of y
+    logvar: Tensor,  # predicted log-variance of each dimension, (b, d)
+) -> Tensor:  # scalar, nats
+    "Return the batch mean of -ln N(y; mean, diag(exp(logvar))). Raises ValueError for other shapes."
+    _check_diagonal(y, mean, logvar)
+    y, mean, logvar = map(widen, (y, mean, logvar))
+    square = (y - mean).square() * (-logvar).exp()
+    return (math.log(2 * math.pi) + logvar + square).sum(-1).mean() / 2
+
+
+def diagonal_kl(
+    mean_t: Tensor,  # teacher's mean, (b, d)
+    logvar_t: Tensor,  # teacher's log-variance, (b, d)
+    mean_s: Tensor,  # student's mean, (b, d), the same units
+    logvar_s: Tensor,  # student's log-variance, (b, d)
+) -> Tensor:  # scalar, nats
+    "Return the batch mean of KL(teacher || student), diagonal Gaussians. Raises ValueError for other shapes."
+    _check_diagonal(mean_t, logvar_t, mean_s, logvar_s)
+    mean_t, logvar_t, mean_s, logvar_s = map(widen, (mean_t, logvar_t, mean_s, logvar_s))
+    delta = logvar_t - logvar_s
+    square = (mean_t - mean_s).square() * (-logvar_s).exp()
+    return (delta.expm1() - delta + square).sum(-1).mean() / 2
+
+# %% ../nbs/lib/31_losses.ipynb #n005
+def diagonal_moments(
+    means: Tensor,  # members' means, (m, b, d)
+    logvars: Tensor,  # members' log-variances, (m, b, d)
+) -> tuple:  # mean (b, d), log-variance (b, d)
+    "Return the diagonal Gaussian with the mixture's mean and variances. Raises ValueError for other shapes."
+    if means.ndim != 3:
+        raise ValueError(f'members must be stacked as (m, b, d); got {tuple(means.shape)}')
+    _check_diagonal(means, logvars)
+    means, logvars = widen(means), widen(logvars)
+    mean = means.mean(0)
+    spread = (means - mean).square().mean(0)
+    own = logvars.logsumexp(0) - math.log(len(logvars))
+    return mean, own + torch.log1p(spread * (-own).exp())
+
+
+def split_diagonal(
+    out: Tensor,  # network output, (..., 2d): d means, d raw log-variances
+    scale: float = 1.0,  # of the targets, as for `logvar_range`
+) -> tuple:  # mean and log-variance, each (..., d), the latter within `logvar_range(scale)`
+    "Return means and log-variances; these are clamped in value, with their gradient passed through."
+    mean, raw = out.chunk(2, -1)
     return mean, raw + (raw.clamp(*logvar_range(scale)) - raw).detach()

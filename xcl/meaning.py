@@ -70,6 +70,18 @@ _OUTPUTS = dict(
 )
 
 
+def _outputs_text(likelihood: Likelihood) -> str:
+    "What the outputs of a network are, in words."
+    text = _OUTPUTS.get(type(likelihood).__name__, '')
+    if getattr(likelihood, 'per_dimension', False):
+        text = 'mean of each number, then the log-variance (natural logarithm) of each'
+    if not getattr(likelihood, 'target_std', ()):
+        return text
+    stats = likelihood.target_mean, likelihood.target_std
+    mean, std = (', '.join(f'{v:g}' for v in t) for t in stats)
+    return f'{text}; of standardised numbers, (number - mean) / std with mean {mean} and std {std}'
+
+
 @patch
 def describe(self: Meaning) -> str:  # lines 'field: text'
     "Return input, outputs and origin of a network in words."
@@ -83,7 +95,7 @@ def describe(self: Meaning) -> str:  # lines 'field: text'
         'input': f'(b, {self.channels}, {h}, {w}), floating point in [0, 1]',
         'beside the image': f'(b, {self.aux})' if self.aux else 'nothing',
         'normalised inside': normalised,
-        'outputs': f'{self.likelihood.n_out}, {kind}: {_OUTPUTS.get(kind, "")}',
+        'outputs': f'{self.likelihood.n_out}, {kind}: {_outputs_text(self.likelihood)}',
         'names': f'{len(names)}: {shown}',
     }
     lines |= {k: v for k, v in self.provenance.items() if v not in ('', ())}

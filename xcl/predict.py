@@ -74,7 +74,7 @@ def check_pixels(
 def output_table(
     out: Tensor,  # outputs of the network, (n, n_out)
     meaning: Meaning,
-) -> pd.DataFrame:  # class and probability, or one column per output and sigma
+) -> pd.DataFrame:  # class and probability; or a column per output, then one σ, or one of each
     "Return outputs in the units of the `Meaning`."
     likelihood, names = meaning.likelihood, list(meaning.classes)
     if isinstance(likelihood, Categorical):
@@ -82,7 +82,13 @@ def output_table(
         classes = [names[i] for i in index.tolist()]
         return pd.DataFrame(dict(zip(('class', 'probability'), (classes, probability.tolist()))))
     table = pd.DataFrame(likelihood.mean(out).tolist(), columns=names)
-    return table.assign(sigma=likelihood.std(out).tolist()) if hasattr(likelihood, 'std') else table
+    if not hasattr(likelihood, 'std'):
+        return table
+    std = likelihood.std(out)
+    if std.ndim == 1:
+        return table.assign(sigma=std.tolist())
+    sigma = pd.DataFrame(std.tolist(), columns=[f'sigma of {name}' for name in names])
+    return pd.concat([table, sigma], axis=1)
 
 
 def predict_images(

@@ -10,7 +10,7 @@ import copy
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +118,7 @@ class Given(Config):
     std: tuple = ()  # likewise
     sizes: tuple = ()  # further arguments of the constructor
     source: str = ''  # content hash of a class of your own
+    likelihood: Config = None  # what regression outputs mean; None: not stated
 
     def __post_init__(self):
         super().__post_init__()
@@ -282,6 +283,23 @@ def _rest(named):
     return {k: v for k, v in named.items() if k != 'name'}
 
 # %% ../nbs/lib/55_pretrained.ipynb #c016
+def _stated(
+    found: Given,
+    likelihood: Config | None,  # None: what a packed file says of regression outputs
+) -> Given:
+    "Return a teacher with the meaning of its outputs. Raises ValueError for another number of outputs."
+    if likelihood is None and found.form == 'packed':
+        of_file = _packed(found).meaning.likelihood
+        likelihood = of_file if getattr(of_file, 'target_std', ()) else None
+    if likelihood is None:
+        return found
+    if likelihood.n_out != found.n_out:
+        raise ValueError(
+            f'{found.slug} has {found.n_out} outputs; {likelihood} needs {likelihood.n_out}'
+        )
+    return replace(found, likelihood=likelihood)
+
+
 def given(
     *sources,  # modules, paths of files of weights, or paths of packed files; none: timm's own
     net=None,  # of files of weights: a name of timm, a class, or net(...) with sizes
@@ -289,13 +307,14 @@ def given(
     mean: tuple | None = None,  # per channel, where the network wants normalised images
     std: tuple | None = None,  # likewise; of timm's networks None means timm's own numbers
     shape: tuple | None = None,  # (c, h, w) of images that a module takes; None: tried
+    likelihood: Config | None = None,  # of regression outputs, where targets are standardised
 ):  # Given; of several sources a tuple of them, an ensemble
     "Return teachers from elsewhere. Raises OSError, TypeError or ValueError: what does not fit."
     if (mean is None) != (std is None):
         raise ValueError(f'mean is {mean}, std is {std}; allowed: both or neither')
     pixels = {} if mean is None else dict(mean=tuple(mean), std=tuple(std))
     if not sources:
-        return _from_timm(net, classes, pixels)
+        return _stated(_from_timm(net, classes, pixels), likelihood)
     found = []
     for s in sources:
         if isinstance(s, nn.Module):
@@ -304,6 +323,7 @@ def given(
             found.append(_from_file(Path(s), net, classes, pixels, shape))
         else:
             raise TypeError(f'given got {type(s).__name__}; allowed: an nn.Module or a path')
+    found = [_stated(one, likelihood) for one in found]
     return found[0] if len(found) == 1 else tuple(found)
 
 

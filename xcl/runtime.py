@@ -214,8 +214,11 @@ def _shell():
 
 
 def is_live() -> bool:
-    "True in a Jupyter front end with a person; False in papermill, nbconvert, nbdev_test, scripts."
+    """Return whether a person looks: True in a Jupyter front end and in an app of Voila; False in
+    papermill, nbconvert, nbdev_test and scripts."""
     kernel = getattr(_shell(), 'kernel', None)
+    if kernel and os.environ.get('SERVER_SOFTWARE', '').startswith('voila/'):
+        return True
     return bool(kernel) and bool(kernel.get_parent('shell').get('content', {}).get('allow_stdin'))
 
 

@@ -82,7 +82,7 @@ def _stored_targets(cfg, members, runtime) -> StoredTargets | None:
 # %% ../nbs/lib/42_soft_targets.ipynb #c010
 def soft_targets(
     cfg: Config,  # xcl.train.Train, of the student
-    train: ExampleSet,  # the training set, on the device
+    train: ExampleSet,  # of `Transfer.examples`, on the device
     runtime: RuntimeConfig,  # where the teachers run, and whether soft targets are cached
     first: Batch,  # micro-batch 0
     steps: int,  # micro-batches of the run

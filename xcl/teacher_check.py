@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.optimize import linear_sum_assignment
-from scipy.stats import binom
+from scipy.special import bdtrc
 from torch import Tensor
 
 from .config import rng
@@ -27,7 +27,7 @@ def _better_p(
 ) -> float:  # in [0, 1]
     "Return the probability of so clear an advantage of a second reading that is no better."
     won, lost = int((after & ~before).sum()), int((before & ~after).sum())
-    return float(binom.sf(won - 1, won + lost, 0.5))
+    return float(bdtrc(won - 1, won + lost, 0.5))
 
 
 def _chance_p(
@@ -37,7 +37,7 @@ def _chance_p(
 ) -> float:  # in [0, 1]
     "Return the probability of so many matches if predictions and labels are independent."
     share = [np.bincount(v, minlength=classes) / len(v) for v in (predicted, y)]
-    return float(binom.sf((predicted == y).sum() - 1, len(y), share[0] @ share[1]))
+    return float(bdtrc((predicted == y).sum() - 1, len(y), share[0] @ share[1]))
 
 # %% ../nbs/lib/57_teacher_check.ipynb #c011
 def _usual_orders(

@@ -37,6 +37,11 @@ class Method(Config):
             if not isinstance(getattr(self, name), base):
                 found = getattr(self, name)
                 raise TypeError(f'{name} is {found!r}; expected an instance of xcl {base.__name__}')
+        if self.objective.needs_labels and not self.transfer.has_labels:
+            raise ValueError(
+                f'method {self.name}: {type(self.objective).__name__} needs labels, and images of '
+                f'{type(self.transfer).__name__} have none; allowed: Teacher()'
+            )
 
 
 METHODS = {
@@ -135,6 +140,20 @@ def _check_train(cfg: Train) -> None:
         _check_teacher(cfg, t)
 
 
+def _check_outputs_mean_the_same(cfg: Train, t: Config) -> None:
+    "Raise ValueError where a teacher's outputs are of another kind, or of targets in another unit."
+    own, other = cfg.likelihood, getattr(t, 'likelihood', None)
+    if other is None and getattr(own, 'target_std', ()):
+        raise ValueError(
+            f'the student has outputs of standardised targets; say what those of teacher {t.slug} '
+            'are: given(..., likelihood=...), with the same target_mean and target_std'
+        )
+    if other is not None and other.output_space != own.output_space:
+        raise ValueError(
+            f'teacher {t.slug} has another likelihood than its student: {other} and {own}'
+        )
+
+
 def _check_teacher(cfg: Train, t: Config) -> None:
     "Raise TypeError or ValueError unless a teacher fits its student."
     for member, expected in dict(slug='str', n_out='int', network='method of (runtime)').items():
@@ -142,10 +161,9 @@ def _check_teacher(cfg: Train, t: Config) -> None:
             raise TypeError(f'teacher {type(t).__name__} lacks `{member}`; expected {expected}')
     if t.n_out != cfg.n_out:
         raise ValueError(f'teacher {t.slug} has {t.n_out} outputs; the student has {cfg.n_out}')
+    _check_outputs_mean_the_same(cfg, t)
     if not isinstance(t, Train):
         return
-    if type(t.likelihood) is not type(cfg.likelihood):
-        raise ValueError(f'teacher {t.slug} has another likelihood than its student')
     unseen = getattr(cfg.data, 'validation_unseen_by', None)
     if t.data != cfg.data and not (unseen and unseen(t.data)):
         raise ValueError(

@@ -105,6 +105,7 @@ class Trainer:
 @patch
 def _open_batches(self: Trainer) -> None:
     "Open the transfer set. A batch larger than the training set is refused here."
+    self.pool = self.cfg.method.transfer.examples(self.train, self.run.runtime)
     self.batches = self.cfg.method.transfer.open(
         self.train,
         self.cfg.recipe.batch // self.num_micro_batches,
@@ -135,7 +136,7 @@ def _open_targets(self: Trainer) -> None:
     self.soft = None
     if self.cfg.method.objective.needs_teacher:
         count = self.steps * self.num_micro_batches
-        self.soft = soft_targets(self.cfg, self.train, self.run.runtime, self.first, count)
+        self.soft = soft_targets(self.cfg, self.pool, self.run.runtime, self.first, count)
     del self.first
 
 # %% ../nbs/lib/46_trainer.ipynb #c009
@@ -163,7 +164,7 @@ def targets(
 ) -> tuple:  # labels and soft targets, each (b + k, c) or None
     "Return what the objective needs of micro-batch `k`."
     needs_labels = self.cfg.method.objective.needs_labels
-    labels = label_targets(batch, self.train.y, self.cfg.likelihood) if needs_labels else None
+    labels = label_targets(batch, self.pool.y, self.cfg.likelihood) if needs_labels else None
     return labels, self.soft(batch, k) if self.soft else None
 
 

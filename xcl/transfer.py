@@ -85,6 +85,7 @@ class Transfer(Config):
     # True: without augmentation, the images of a batch are training images as they are, so that a table
     # can hold the soft targets of all of them. False, the default, is always right.
     fixed_images = False
+    has_labels = True  # False: some images have none, so that only a teacher can say what they show
 
     def draw(
         self,
@@ -94,6 +95,14 @@ class Transfer(Config):
     ) -> Mix | None:  # None: nothing is mixed
         "Return the mixture of a micro-batch, a function of (seed, step)."
         raise NotImplementedError(f'{type(self).__name__}.draw')
+
+    def examples(
+        self,
+        train: Examples,  # the training set, on the device
+        runtime: RuntimeConfig,  # where files lie
+    ) -> Examples:
+        "Return the examples that `Batch.index` counts: the training set, unless a subclass adds to it."
+        return train
 
     def open(
         self,

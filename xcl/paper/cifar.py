@@ -52,6 +52,7 @@ class CifarParams(SectionParams):
     download: bool = knob(False)  # let torchvision fetch CIFAR into data_dir
     train_size: int = knob(smoke=128, demo=128, paper=0, low=0, high=10**7)  # 0: all
     val_fraction: float = knob(0.0, low=0, high=0.9)  # held out instead of the test set
+    test_size: int = knob(smoke=100, demo=0, paper=0, low=0, high=10**7)  # 0: all
     teacher_train_size: int | None = knob(low=0, high=10**7)  # of the teacher; None: as train_size
     teacher_val_fraction: float | None = knob(low=0, high=0.9)  # likewise
     size: int | None = knob(low=8, high=512)  # pixels a side, of class folders
@@ -144,8 +145,8 @@ class CifarSection(Section):
         "Return the data of all seeds. Raises what `image_data` raises."
         P = self.P
         more = dict(size=P.size) if P.size else {}
-        split = dict(train_size=P.train_size, val_fraction=P.val_fraction)
-        return image_data(P.dataset, P.data_dir, download=P.download, **split, **more)
+        more |= dict(train_size=P.train_size, val_fraction=P.val_fraction, test_size=P.test_size)
+        return image_data(P.dataset, P.data_dir, download=P.download, **more)
 
     @cached_property
     def teacher_images(self) -> Config:

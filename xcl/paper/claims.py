@@ -14,7 +14,7 @@ import pandas as pd
 from .stats import Effect
 
 # %% ../../nbs/lib/paper/07_claims.ipynb #5e88de36
-VERDICTS = 'supported', 'contradicted', 'not told apart', 'not run'
+VERDICTS = 'supported', 'contradicted', 'not told apart', 'one seed', 'not run'
 
 
 def verdict(
@@ -28,6 +28,8 @@ def verdict(
         raise ValueError(f'paper_effect is {paper_effect}; allowed: above or below zero')
     if effect.n == 0:
         return 'not run'
+    if effect.n == 1:
+        return 'one seed'
     p = effect.p if p is None else p
     if not p < alpha:
         return 'not told apart'

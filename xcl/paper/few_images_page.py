@@ -34,6 +34,7 @@ class FewImagesParams(Params):
 
     seed: int = knob(1)  # of no effect: nothing is drawn
     records_dir: str = knob('')  # folder with records.csv and gauges.json; '': the committed one
+    setting: str = knob('')  # name of the file in nbs/settings that gave the parameters
 
     @property
     def folder(self) -> Path:
@@ -64,7 +65,9 @@ class FewImagesPage:
         self.records = records[records.row.isin(_ROWS)]
         self.gauge = json.loads((P.folder / 'gauges.json').read_text())[-1]
         self.setting = yaml.safe_load((root() / 'nbs/settings/few_images.yaml').read_text())
-        folder = output_folder('few_images', P.preset, P.to_dict(), data=P.records_dir or 'kept')
+        folder = output_folder(
+            'few_images', P.preset, P.to_dict(), P.setting, data=P.records_dir or 'kept'
+        )
         self.page = Page(folder, P.preset, self.clause)
 
     @property

@@ -23,7 +23,7 @@ from ..nets import Net, net
 from .cifar import seeds_text
 from .params import ParameterError, Params, SectionParams, knob
 from .row import Row, Rows, likelihood_of
-from .rows import CLAIMS, GAZE, RECIPES, added_set
+from .rows import GAZE, RECIPES, added_set
 from .section import Section
 from ..recipe import Recipe
 from ..refine import Refined, SimGAN, eye_gan
@@ -222,15 +222,6 @@ def pairs(self: GazeSection) -> list:
 def private(self: GazeSection) -> bool:
     "Return whether pictures show eyes of real people."
     return self.P.dataset == 'mpiigaze' or bool(self.P.unlabelled)
-
-
-@patch(as_prop=True)
-def paper(self: GazeSection) -> dict:
-    "Return the paper's numbers; its claim stands beside all rows of XCL that it may mean."
-    claim = next(c for c in CLAIMS if c.section == 'gaze')
-    stated = dict(against=(claim.low, None))
-    rows = {row.name: row.paper for row in (*self.rows, self.teacher_row)}
-    return rows | {name: stated for name in ('XCL-Mix', 'XCL-GAN') if name in rows}
 
 # %% ../../nbs/lib/paper/29_gaze.ipynb #c018
 @patch

@@ -14,6 +14,9 @@ import torch
 from fastcore.basics import patch
 
 from ..config import Config
+from ..deploy import load, pack as pack_run
+from ..evaluate import evaluate
+from ..files import write_json
 from ..likelihoods import Categorical, Likelihood
 from ..nets import Net
 from .checks import check_network, check_room, check_run
@@ -22,7 +25,7 @@ from .params import SectionParams
 from .report import Report
 from .row import Row, Rows, likelihood_of
 from .rows import CIFAR, RECIPES
-from .show import output_folder
+from .show import file_name, output_folder
 from .stats import METRICS, record
 from ..recipe import Recipe
 from ..runs import RunConfig, ensure
@@ -38,6 +41,7 @@ class Section(Report):
     students = 'resnet18'  # name of the students' network
     shared_teacher = True  # one teacher for the students of all seeds
     teacher_row = CIFAR['teacher']  # how the members of a teacher are trained
+    output_names = None  # in packed files; None: the data's own
 
     def __init__(
         self,
@@ -186,6 +190,13 @@ def grid(self: Section) -> dict:  # (row, seed) -> tuple of configs; the teacher
     return found
 
 # %% ../../nbs/lib/paper/22_section.ipynb #c014
+@patch(as_prop=True)
+def data_digest(self: Section) -> str:
+    "Return the digest of all data that the rows are made of; it names the folder of results."
+    data = self.data(self.P.seed)
+    return getattr(data, 'digest', data.hash)
+
+
 @patch
 def check(self: Section) -> 'Section':
     "Raise ParameterError, OSError or what the data raises where the section cannot run to its end."
@@ -194,10 +205,8 @@ def check(self: Section) -> 'Section':
         check_run(config, self.runtime)
     for config in {(c.net, c.n_out): c for c in configs}.values():
         check_network(config)
-    data = self.data(self.P.seed)
-    digest = getattr(data, 'digest', data.hash)
-    values = self.P.to_dict()
-    self.folder = output_folder(self.name, self.P.preset, values, self.P.setting or None, digest)
+    values, setting = self.P.to_dict(), self.P.setting or None
+    self.folder = output_folder(self.name, self.P.preset, values, setting, self.data_digest)
     check_room(configs, self.runtime)
     return self
 
@@ -320,3 +329,69 @@ def ensemble(
     "Return the trained networks of a teacher, or of a row, as one."
     runs = self.runs[name, self.P.seed if seed is None else seed]
     return Ensemble([trained(r) for r in runs], runs[0].cfg.likelihood, device)
+
+# %% ../../nbs/lib/paper/22_section.ipynb #n000
+_AS_PRINTED = 0.005  # tables have two decimals
+
+
+def _pack_checked(
+    runs: list,  # finished: a student, or the members of a teacher
+    paths: list,  # of the files
+    wanted: float,  # the recorded score
+    metric: str,
+    names: tuple = None,  # of the outputs; None: the data's own
+) -> float:
+    "Pack runs in 16 bits, or in 32 where 16 change the score; return the score of the files."
+    cfg, runtime = runs[0].cfg, runs[0].runtime
+    for half in True, False:
+        for run, path in zip(runs, paths):
+            pack_run(run, path, half, names)
+        networks = [load(path)[0] for path in paths]
+        score = evaluate(networks, cfg.data, runtime)[metric]
+        if abs(score - wanted) < _AS_PRINTED:
+            break
+    return score
+
+
+@patch
+def pack_row(
+    self: Section,
+    name: str,  # of a row, or of a teacher
+    seed: int,  # a teacher: of `teacher_seed`
+) -> dict:  # row, seed, files, metric, value: of the files; recorded: of the table
+    "Pack a student, or all members of a teacher, beside the results."
+    runs, records = self.runs[name, seed], self.records
+    paths = [self.folder / f'{file_name(name)}-seed{run.cfg.seed}.xcl' for run in runs]
+    line = records[(records.row == name) & (records.seed == seed)].set_index('metric').value
+    recorded = float(line[self.metric])
+    value = _pack_checked(runs, paths, recorded, self.metric, self.output_names)
+    files = [path.name for path in paths]
+    return dict(
+        row=name, seed=seed, files=files, metric=self.metric, value=value, recorded=recorded
+    )
+
+# %% ../../nbs/lib/paper/22_section.ipynb #n004
+@patch(as_prop=True)
+def data_name(self: Section) -> str:
+    "Return what `python -m xcl.evaluate` calls the data; '' where it has no name for it."
+    return getattr(self.P, 'dataset', '')
+
+
+@patch
+def pack(self: Section) -> pd.DataFrame:  # index: row
+    "Pack the first student of the best row, and its teacher if it was trained here; list the files."
+    seed = self.P.seed
+    row = self.rows[self.best(self.rows.names)]
+    keys = [(row.name, seed), (self.teacher_name(row), self.teacher_seed(seed))]
+    packed = [self.pack_row(*key) for key in keys if key in self.runs]
+    write_json(self.folder / 'packed.json', dict(data=self.data_name, networks=packed))
+    lines = [
+        dict(
+            network=f'{one["row"]}, seed {one["seed"]}',
+            MB=round(sum((self.folder / f).stat().st_size for f in one['files']) / 1e6, 2),
+            **{METRICS[self.metric].label: one['value'], 'in the table': one['recorded']},
+            command=f'python -m xcl.evaluate {" ".join(one["files"])} {self.data_name}',
+        )
+        for one in packed
+    ]
+    return pd.DataFrame(lines).set_index('network')

@@ -9,6 +9,7 @@ __all__ = ['LONGEST_NAME', 'MACHINE', 'SMOKE', 'format_mean_std', 'Column', 'is_
 # %% ../../nbs/lib/paper/14_show.ipynb #c002
 import hashlib
 import json
+import os
 import re
 import unicodedata
 from dataclasses import dataclass, field
@@ -136,7 +137,7 @@ def format_table(
     return pd.DataFrame(table, index=pd.Index(rows, name=index))
 
 # %% ../../nbs/lib/paper/14_show.ipynb #c014
-LONGEST_NAME = 60  # characters of a file name, without its suffix
+LONGEST_NAME = 56  # characters of a file name, without its suffix
 _LETTERS = {'λ': 'lambda', 'ε': 'eps', 'σ': 'sigma', 'α': 'alpha', '²': '2', 'ß': 'ss'}
 
 
@@ -211,16 +212,17 @@ def output_folder(
     setting: str | None = None,  # name of the setting; None: parameters of the caller's own
     data: str = '',  # digest of the data
 ) -> Path:  # made if need be, with params.yaml in it
-    """Return the folder of a notebook's results, below `$XCL_HOME`. Raises FileExistsError where
-    it holds results of other parameters, ValueError for a name that no folder can have, for
-    `data_dir` without a digest, and for a damaged params.yaml."""
+    """Return the folder of a notebook's results, in `$XCL_REPORTS` or `$XCL_HOME/reports`.
+    Raises FileExistsError where it holds results of other parameters, ValueError for a name that no
+    folder can have, for `data_dir` without a digest, and for a damaged params.yaml."""
     if params.get('data_dir') and not data:
         raise ValueError(f"data is {data!r} with data_dir given; allowed: the data's digest")
     written = {**params, 'data': data}
     name = setting or f'{preset}-{_digest6(json.dumps(_deciding(written), sort_keys=True))}'
     _check_name('notebook', notebook)
     _check_name('setting', name)
-    folder = home() / 'reports' / notebook / name
+    reports = Path(os.environ.get('XCL_REPORTS') or home() / 'reports')
+    folder = reports / notebook / name
     path = folder / 'params.yaml'
     if path.exists():
         _check_same(path, written)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECORD_COLUMNS', 'METRICS', 'TIDY_COLUMNS', 'NOT_RUN', 'record', 'by_seed', 'Metric', 'metric_of', 'paper_number',
-           'tidy_line', 'summary', 'Effect', 'mean_interval', 'paired', 'effect', 'effects', 'gaps', 'gap',
+           'tidy_line', 'summary', 'Effect', 'mean_interval', 'paired', 'effect_of', 'effect', 'effects', 'gaps', 'gap',
            'gap_reduction', 'compare']
 
 # %% ../../nbs/lib/paper/04_stats.ipynb #c002
@@ -67,6 +67,8 @@ METRICS = {
     'error': Metric('error', '%', 'lower'),
     'error_deg': Metric('error', 'degrees', 'lower'),
     'val_loss': Metric('loss', 'nats', 'lower'),
+    'nrmse': Metric('RMSE / std of the targets', '%', 'lower'),
+    'coverage': Metric('within 95% intervals', '%'),
 }
 
 
@@ -192,7 +194,7 @@ def paired(
     return (one - other).dropna()
 
 
-def _effect_of(
+def effect_of(
     differences: pd.Series,  # by seed
 ) -> Effect:
     "Return mean and interval of paired differences; a single pair has a mean only."
@@ -213,7 +215,7 @@ def effect(
     shared: tuple = ('teacher',),  # rows which, measured once, count for all seeds
 ) -> Effect:  # in the metric's unit
     "Return a minus b, paired by seed, with a 95% interval. Raises ValueError on duplicate records."
-    return _effect_of(paired(by_seed(records, metric, (a, b)), a, b, shared))
+    return effect_of(paired(by_seed(records, metric, (a, b)), a, b, shared))
 
 
 def effects(

@@ -6,6 +6,7 @@
 __all__ = ['named_net', 'YoursParams', 'YoursSection', 'latency']
 
 # %% ../../nbs/lib/paper/39_yours.ipynb #c002
+import os
 import time
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,19 +16,21 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 
-from ..deploy import pack
 from ..evaluate import model_card
+from ..files import write_json
 from ..nets import NETS, TIMM, Net, net
 from .cifar import CifarParams, CifarSection, seeds_text, with_knobs
 from .params import ParameterError, knob
 from .row import Row, Rows
 from .rows import CIFAR, RECIPES
-from .stats import by_seed, effect
+from .stats import METRICS, by_seed, effect
 from .summary import signed
 from ..pretrained import given
 from ..recipe import Recipe
 from ..teacher_check import check_teacher
 from ..teachers import fold
+from ..transfer import Transfer
+from ..unlabelled import Unlabelled, UnlabelledImages, check_unseen, unlabelled_images
 
 # %% ../../nbs/lib/paper/39_yours.ipynb #c005
 def named_net(
@@ -54,6 +57,15 @@ def _check_timm(name: str) -> None:
     check_timm_name(name)
 
 # %% ../../nbs/lib/paper/39_yours.ipynb #c008
+_MORE = Rows(  # rows with unlabelled images; their transfer sets need the folder
+    (
+        Row('KD + unlabelled', colour='#7f4f24', title='Distillation, also on unlabelled images'),
+        Row('XCL-Mix + unlabelled', colour='#40b1ea', title='XCL-Mix, also of unlabelled images'),
+    )
+)
+_PLAIN = 'ERM, KD, XCL-Mix'
+
+
 @dataclass(frozen=True, kw_only=True)
 class YoursParams(CifarParams):
     "Parameters of one's own student and teacher. Raises ParameterError for what does not fit."
@@ -63,7 +75,7 @@ class YoursParams(CifarParams):
     teacher_train_size: int | None = knob(0, low=0, high=10**7)  # of a teacher trained here; 0: all
     student: str = knob('resnet18')  # a name of this package or of timm, or module:Class
     teacher: str = knob('resnet18')  # likewise
-    weights: str = knob('')  # files of the teacher's weights, commas between them; '': trained here
+    weights: str = knob('')  # the teacher's files, commas between; .xcl: packed; '': trained here
     width: int = knob(smoke=4, demo=8, paper=64, low=1, high=1024)  # of a resnet18 student
     teacher_width: int = knob(smoke=4, demo=16, paper=64, low=1, high=1024)  # of a resnet18 teacher
     epochs: int = knob(smoke=2, demo=200, paper=400, low=1, high=10**5)  # of the students
@@ -71,15 +83,30 @@ class YoursParams(CifarParams):
     batch: int = knob(smoke=32, demo=32, paper=128, low=1, high=10**5)  # images a step
     lr: float = knob(smoke=0.05, demo=0.05, paper=0.1, low=1e-6, high=10)  # the highest
     members: int = knob(1, low=1, high=64)  # networks of a teacher that is trained here
-    rows: Rows = knob('ERM, KD, XCL-Mix', rows=with_knobs(CIFAR))
+    unlabelled_dir: str | None = knob()  # folder of images without labels; None: there are none
+    rows: Rows = knob(_PLAIN, rows=with_knobs(CIFAR) + _MORE)
 
     @classmethod
     def of(cls, **given) -> 'YoursParams':
-        "Return checked parameters; with `data_dir` the data set is a folder, of which all is used."
+        """Return checked parameters. With `data_dir` the data set is a folder, of which all is used;
+        with `unlabelled_dir` there are rows that use it."""
+        given = given | dict(unlabelled_dir=given.get('unlabelled_dir') or None)
+        if given['unlabelled_dir'] and given.get('rows') is None:
+            given = given | dict(rows=', '.join([_PLAIN, *_MORE.names]))
         if given.get('data_dir'):
             given = {k: v for k, v in given.items() if v is not None}
             given = dict(dataset='folder', train_size=0) | given
         return super().of(**given)
+
+    def check(self) -> None:
+        "Raise ParameterError where parameters do not go together."
+        super().check()
+        asked = [row.name for row in self.rows if row.name in _MORE]
+        if bool(asked) != bool(self.unlabelled_dir):
+            raise ParameterError(
+                f'unlabelled_dir is {self.unlabelled_dir!r} with rows {", ".join(self.rows.names)!r}; '
+                f'allowed: a folder together with one of {_MORE.choices}, or neither'
+            )
 
 # %% ../../nbs/lib/paper/39_yours.ipynb #c011
 class YoursSection(CifarSection):
@@ -108,6 +135,12 @@ class YoursSection(CifarSection):
         return replace(base.scaled(epochs / base.epochs), batch=batch, lr=P.lr)
 
     @cached_property
+    def unlabelled(self) -> UnlabelledImages | None:
+        "Return the images of `unlabelled_dir`, None without it. Raises OSError or ValueError."
+        P = self.P
+        return unlabelled_images(P.unlabelled_dir, self.images.size) if P.unlabelled_dir else None
+
+    @cached_property
     def given(self) -> tuple:
         "Return the teachers of the files of weights. Raises what `given` raises."
         files = [w.strip() for w in self.P.weights.split(',') if w.strip()]
@@ -115,24 +148,70 @@ class YoursSection(CifarSection):
             return ()
         network = self.network(self.teacher_row)
         of = network.name.removeprefix(TIMM) if network.name.startswith(TIMM) else network
-        found = given(*files, net=of, classes=self.images.classes)
-        return found if isinstance(found, tuple) else (found,)
+        nets = [None if file.endswith('.xcl') else of for file in files]  # a packed file says it
+        return tuple(given(file, net=n, **self.given_outputs()) for file, n in zip(files, nets))
+
+    def given_outputs(self) -> dict:
+        "Return what `given` is told of the teacher's outputs."
+        return dict(classes=self.images.classes)
 
     def teachers(self, seed: int, name: str = 'teacher') -> tuple:
         "Return the given networks, or the members that are trained here."
         return self.given or super().teachers(seed, name)
 
-    @property
-    def description(self) -> str:
-        "Return the setting in one sentence."
-        P = self.P
-        student, teacher = (self.network(row).label for row in (self.first, self.teacher_row))
-        source = f'{len(self.given)} file(s)' if self.given else f'{P.teacher_epochs} epochs here'
-        steps = self.student(self.first, P.seed).recipe.steps(len(self.sets[0]))
-        return (
-            f'{P.dataset}, {len(self.sets[0]):,} training images, {seeds_text(self.seeds)}: '
-            f'{student} ({steps:,} steps) taught by {teacher} ({source}), {P.precision}.'
-        )
+# %% ../../nbs/lib/paper/39_yours.ipynb #n007
+@patch
+def teacher_words(self: YoursSection) -> tuple:  # (network, where it was trained)
+    "Return the teacher's network, and where it comes from."
+    if self.given:
+        return ', '.join(dict.fromkeys(t.name for t in self.given)), f'{len(self.given)} file(s)'
+    return self.network(self.teacher_row).label, f'{self.P.teacher_epochs} epochs here'
+
+
+@patch(as_prop=True)
+def description(self: YoursSection) -> str:
+    "Return the setting in one sentence."
+    P = self.P
+    student, (teacher, source) = self.network(self.first).label, self.teacher_words()
+    steps = self.student(self.first, P.seed).recipe.steps(len(self.sets[0]))
+    more = f' and {self.unlabelled.n:,} unlabelled ones' if self.unlabelled else ''
+    return (
+        f'{P.dataset}, {len(self.sets[0]):,} training images{more}, {seeds_text(self.seeds)}: '
+        f'{student} ({steps:,} steps) taught by {teacher} ({source}), {P.precision}.'
+    )
+
+# %% ../../nbs/lib/paper/39_yours.ipynb #n001
+@patch
+def transfer(self: YoursSection, row: Row, seed: int) -> Transfer:
+    "Return the transfer set of a row; that of KD or XCL-Mix with the unlabelled images."
+    if row.transfer is not None:
+        return row.transfer
+    like = CIFAR[row.name.removesuffix(' + unlabelled')]
+    return Unlabelled(self.unlabelled, like.transfer)
+
+
+@patch(as_prop=True)
+def data_digest(self: YoursSection) -> str:
+    "Return the digest of training and test images, and that of the unlabelled ones."
+    more = [self.unlabelled.digest] if self.unlabelled else []
+    return '+'.join([self.images.digest, *more])
+
+
+@patch
+def check(self: YoursSection) -> YoursSection:
+    "Raise before anything trains where the section cannot run to its end."
+    if self.unlabelled:
+        check_unseen(self.unlabelled, self.sets[1])
+    return super(YoursSection, self).check()
+
+
+@patch
+def pairs(self: YoursSection) -> list:
+    "Return the differences that the summary states: also what unlabelled images add to a row."
+    pairs = super(YoursSection, self).pairs()
+    pairs += [(name, name.removesuffix(' + unlabelled')) for name in _MORE.names]
+    stated = [pair for pair in pairs if all(name in self.rows for name in pair)]
+    return list(dict.fromkeys(stated))
 
 # %% ../../nbs/lib/paper/39_yours.ipynb #c015
 @patch
@@ -202,20 +281,30 @@ def advice(
         return f'{best} has the best mean; {saved}.'
     e = effect(self.records, best, 'ERM', self.metric)
     text = f'{best} against ERM: {signed(e, "points")}'
-    if not (e.n > 1 and e.low > 0):
+    higher = METRICS[self.metric].better == 'higher'
+    if not (e.n > 1 and (e.low > 0 if higher else e.high < 0)):
         return f'No evidence against ERM, which needs no teacher: {text}. More seeds would tell.'
     gap = effect(self.records, 'teacher', best, self.metric)
-    return f'Take {best}. {text}; {gap.mean:.1f} points below the teacher, {saved}.'
+    side = 'below' if gap.mean >= 0 else 'above'  # the teacher's score
+    return f'Take {best}. {text}; {abs(gap.mean):.1f} points {side} the teacher, {saved}.'
 
 
 @patch
 def ship(self: YoursSection) -> str:
-    "Pack the student of the best row and its best seed, with a model card; return where it is."
+    """Pack the student of the best row and its best seed, with a model card, and a teacher that was
+    trained here; return where the student is."""
     best = self.best([r.name for r in self.rows])
     scores = by_seed(self.records, self.metric, (best,))[best]
-    (run,) = self.runs[best, int(scores.idxmax())]
-    path = self.folder / 'student.xcl'
-    size = pack(run, path, half=True)
-    model_card(run, self.folder / 'student.md', self.runtime)
-    shown = path.relative_to(self.folder.parents[2])
-    return f'$XCL_HOME/{shown.as_posix()}: {size / 1e6:.2f} MB; its card is student.md beside it'
+    lower = METRICS[self.metric].better == 'lower'
+    seed = int(scores.idxmin() if lower else scores.idxmax())
+    student, path = self.pack_row(best, seed), self.folder / 'student.xcl'
+    os.replace(self.folder / student['files'][0], path)
+    packed = [dict(student, files=[path.name])]
+    if ('teacher', self.P.seed) in self.runs:
+        packed.append(self.pack_row('teacher', self.P.seed))
+    write_json(self.folder / 'packed.json', dict(data=self.data_name, networks=packed))
+    model_card(
+        self.runs[best, seed][0], self.folder / 'student.md', self.runtime, self.output_names
+    )
+    shown, size = path.relative_to(self.folder.parents[2]).as_posix(), path.stat().st_size
+    return f'$XCL_HOME/{shown}: {size / 1e6:.2f} MB; its card is student.md beside it'
