@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from xcl.deploy import load
-from xcl.evaluate import evaluate, main
+from xcl.evaluate import evaluate, main, named_data
+from xcl.paper.yours_regression import RegressionParams, RegressionSection
 from xcl.runtime import RuntimeConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,6 +33,11 @@ def recorded(folder, one):
     return value
 
 
+def tolerance(metric, value):
+    "An accuracy is that of the table; another score may differ by 0.05%."
+    return 0.005 if metric == 'top1' else 5e-4 * value
+
+
 def test_there_are_packed_networks():
     assert FOLDERS and any(data in CHECKED for f in FOLDERS for data, _ in networks(f))
 
@@ -43,9 +49,11 @@ def test_evaluate_gives_the_number_of_the_table(folder):
         paths = [str(folder / file) for file in one['files']]
         if data in CHECKED:
             score = main([*paths, data, '--device', 'cpu'])
-            assert score[one['metric']] == pytest.approx(recorded(folder, one), abs=0.005)
         else:
-            assert all(load(path)[1].classes for path in paths)
+            rods = RegressionSection('yours_regression', RegressionParams.of(device='cpu'))
+            score = evaluate([load(path)[0] for path in paths], rods.images, rods.runtime)
+        value = recorded(folder, one)
+        assert abs(score[one['metric']] - value) < tolerance(one['metric'], value)
 
 
 def test_the_shell_prints_the_number():
@@ -69,8 +77,6 @@ def test_a_network_of_another_table_is_told_apart():
     folder = ROOT / 'outputs' / 'yours' / 'demo'
     data, one = networks(folder)[0]
     net, meaning = load(folder / one['files'][0])
-    from xcl.evaluate import named_data
-
     digits = named_data(data, '', meaning, RuntimeConfig('cpu'))
     net.fc.weight.data.zero_()
     assert abs(evaluate(net, digits, RuntimeConfig('cpu'))['top1'] - recorded(folder, one)) > 20
