@@ -20,7 +20,8 @@ setup(
     packages=find_packages(include=['xcl', 'xcl.*']),
     install_requires=cfg['requirements'].split(),
     extras_require={
-        extra: cfg[f'{extra}_requirements'].split() for extra in ('dev', 'app', 'site', 'slurm')
+        extra: cfg[f'{extra}_requirements'].split()
+        for extra in ('dev', 'app', 'site', 'slurm', 'onnx')
     },
     long_description=open('README.md', encoding='utf-8').read(),
     long_description_content_type='text/markdown',

@@ -47,7 +47,13 @@ NETWORKS = {
     'binary': replace(BASE, name='binary_resnet18', sizes=(('width', 8),), **COLOURS),
     'torchvision': replace(BASE, name=TV, sizes=(('num_classes', 10),), size=(32, 32)),
     'timm': replace(BASE, name='timm/resnet10t', size=(32, 32), **COLOURS),
-    'own class': OWN,
+    'own class': OWN,  # with dropout
+    'rods': replace(
+        BASE,
+        likelihood=Gaussian(2, per_dimension=True, target_mean=(30, 0), target_std=(9, 35)),
+        classes=('position (mm)', 'tilt (degrees)'),
+        sizes=(('width', 8),),
+    ),
     'gaze': Meaning('lenet', Gaussian(2), ('pitch (rad)', 'yaw (rad)'), (36, 60), 1, 2),
 }
 ALLOW = ('torchvision.models.resnet',)

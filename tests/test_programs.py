@@ -11,14 +11,19 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
+from torchvision.models import mobilenet_v3_small
 
 from xcl.config import from_dict
+from xcl.deploy import load, pack
+from xcl.evaluate import evaluate
+from xcl.export import export
 from xcl.generated import Online
 from xcl.generators import Sampled, own_generator
-from xcl.likelihoods import Categorical, Gaussian
+from xcl.likelihoods import Categorical, Gaussian, target_stats
 from xcl.nets import net
 from xcl.objective import Both, Objective, Teacher
 from xcl.own_data import own
+from xcl.predict import predict_images
 from xcl.pretrained import given
 from xcl.recipe import Recipe
 from xcl.runs import ensure
@@ -134,11 +139,67 @@ def test_unlabelled_images_of_ones_own(tmp_path):
         assert run.done and run.result['steps'] == 6
 
 
-def test_regression_with_uncertainty(data):
-    y, y_val = (np.stack([v, v**2], 1).astype(np.float32) for v in (Y, Y_VAL))
-    data = own((X, y), (X_VAL, y_val))
-    run = ensure(Train(net(Tiny), Gaussian(2, scale=2.0), data, METHODS['MixUp'], RECIPE, 1), HERE)
-    assert run.tensors('predictions')['out'].shape == (24, 3) and run.done
+def test_regression_with_uncertainty(tmp_path):
+    y, y_val = (np.stack([150 + 9 * v, v**2], 1).astype(np.float32) for v in (Y, Y_VAL))
+    data = own((X, y), (X_VAL, y_val))  # numbers in any unit
+    kind = Gaussian(**target_stats(y), per_dimension=True)  # a mean and a σ for each
+    small, recipe = net('resnet18', width=4), Recipe('adam', 1e-3, batch=16, epochs=2)
+    teachers = [Train(small, kind, data, METHODS['MixUp'], recipe, s) for s in (101, 102)]
+    method = Method('XCL-Mix', MixUp(), Teacher())
+    run = ensure(Train(small, kind, data, method, recipe, 1, teachers), HERE)
+    pack(run, tmp_path / 'student.xcl', classes=('length (mm)', 'weight (g)'))
+    answers = predict_images(*load(tmp_path / 'student.xcl'), X_VAL)
+    assert list(answers.columns)[1:] == [
+        *('length (mm)', 'weight (g)'),
+        *('sigma of length (mm)', 'sigma of weight (g)'),
+    ]
+    assert run.done and 0 <= run.result['coverage'] <= 100
+    out = run.tensors('predictions')['out']
+    assert np.allclose(answers.iloc[:, 1:3], kind.mean(out), rtol=1e-4)
+    assert np.allclose(answers.iloc[:, 3:], kind.std(out), rtol=1e-4)
+    score = evaluate(load(tmp_path / 'student.xcl')[0], data, HERE)
+    assert score['nrmse'] == pytest.approx(run.result['nrmse'], rel=1e-4)
+
+
+def test_a_teacher_of_numbers_says_in_which_unit_it_answers():
+    y, y_val = (np.stack([150 + 9 * v], 1).astype(np.float32) for v in (Y, Y_VAL))
+    data, kind = own((X, y), (X_VAL, y_val)), Gaussian(**target_stats(y))
+    method = Method('KD', Empirical(), Teacher())
+    silent = given(linear(0, 2), shape=SHAPE)
+    with pytest.raises(ValueError, match=r'given\(..., likelihood=...\)'):
+        Train(net(Tiny), kind, data, method, RECIPE, 1, silent)
+    stated = given(linear(0, 2), shape=SHAPE, likelihood=kind)
+    assert ensure(Train(net(Tiny), kind, data, method, RECIPE, 1, stated), HERE).done
+
+
+class TorchVision(nn.Module):
+    "A network of torchvision, as people wrap it."
+
+    def __init__(self, n_out):
+        super().__init__()
+        self.net = mobilenet_v3_small(num_classes=n_out)  # with dropout
+
+    def forward(self, x):
+        return self.net(x)
+
+
+@pytest.mark.parametrize('student', [net(TorchVision), net('timm/resnet10t')], ids=str)
+def test_torchvision_and_timm_students_of_any_size(student, tmp_path):
+    "Trained on images of 40 pixels by a checkpoint as people save it, packed, exported."
+    x, x_val = (np.repeat(np.repeat(v, 4, 2), 4, 3)[:, :, :40, :40] for v in (X, X_VAL))
+    data = own((x, Y), (x_val, Y_VAL), classes=3)
+    torch.manual_seed(0)
+    checkpoint = dict(model={f'module.{k}': v for k, v in TorchVision(3).state_dict().items()})
+    torch.save(checkpoint | dict(epoch=3), tmp_path / 'teacher.pth')
+    teacher = given(tmp_path / 'teacher.pth', net=TorchVision, classes=3, shape=(3, 40, 40))
+    recipe = Recipe('sgd', 0.01, batch=16, epochs=1)
+    run = ensure(Train(student, Categorical(3), data, METHODS['KD'], recipe, 1, teacher), HERE)
+    pack(run, tmp_path / 'student.xcl')
+    network, meaning = load(tmp_path / 'student.xcl')
+    export(network, tmp_path / 'student.pt2')  # compares outputs
+    answers = predict_images(network, meaning, x_val)
+    out = run.tensors('predictions')['out'].softmax(-1).max(-1)[0]
+    assert np.allclose(answers.probability, out, atol=1e-4)
 
 
 # ---- methods of one's own ----

@@ -160,12 +160,21 @@ class YoursSection(CifarSection):
         return self.given or super().teachers(seed, name)
 
 # %% ../../nbs/lib/paper/39_yours.ipynb #n007
+def _words_of_files(n):
+    "What is known of teachers from files."
+    return f'{n} file(s); which images they were trained on is not known here'
+
+
 @patch
-def teacher_words(self: YoursSection) -> tuple:  # (network, where it was trained)
-    "Return the teacher's network, and where it comes from."
+def teacher_words(self: YoursSection) -> tuple:  # (network, where and on what it was trained)
+    "Return the teacher's network, where it comes from, and what is known of its training images."
     if self.given:
-        return ', '.join(dict.fromkeys(t.name for t in self.given)), f'{len(self.given)} file(s)'
-    return self.network(self.teacher_row).label, f'{self.P.teacher_epochs} epochs here'
+        return ', '.join(dict.fromkeys(t.name for t in self.given)), _words_of_files(
+            len(self.given)
+        )
+    n = len(self.teacher_data(self.P.seed).load(self.runtime)[0])
+    where = f'{self.P.teacher_epochs} epochs here on {n:,} images, no test image among them'
+    return self.network(self.teacher_row).label, where
 
 
 @patch(as_prop=True)

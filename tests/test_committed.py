@@ -1,0 +1,87 @@
+"""What is committed packed gives the numbers of its table: nothing is trained here."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from xcl.deploy import load
+from xcl.evaluate import evaluate, main, named_data
+from xcl.paper.yours_regression import RegressionParams, RegressionSection
+from xcl.runtime import RuntimeConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = sorted(path.parent for path in (ROOT / 'outputs').glob('*/*/packed.json'))
+CHECKED = {'digits'}  # sets that need no folder
+LIMIT = 5_000_000, 30_000_000  # bytes: of a file, of all of them
+
+
+def networks(folder):
+    "Every student and teacher in a folder's packed.json, with the name of the data."
+    found = json.loads((folder / 'packed.json').read_text())
+    return [(found['data'], one) for one in found['networks']]
+
+
+def recorded(folder, one):
+    "The number of the folder's records."
+    (path,) = folder.glob('*records.json')
+    lines = json.loads(path.read_text())['records']
+    same = dict(row=one['row'], seed=one['seed'], metric=one['metric'])
+    (value,) = (line['value'] for line in lines if same.items() <= line.items())
+    return value
+
+
+def tolerance(metric, value):
+    "An accuracy is that of the table; another score may differ by 0.05%."
+    return 0.005 if metric == 'top1' else 5e-4 * value
+
+
+def test_there_are_packed_networks():
+    assert FOLDERS and any(data in CHECKED for f in FOLDERS for data, _ in networks(f))
+
+
+@pytest.mark.parametrize('folder', FOLDERS, ids=lambda f: f'{f.parent.name}-{f.name}')
+def test_evaluate_gives_the_number_of_the_table(folder):
+    "Through the command line's own function, as a reader would call it."
+    for data, one in networks(folder):
+        paths = [str(folder / file) for file in one['files']]
+        if data in CHECKED:
+            score = main([*paths, data, '--device', 'cpu'])
+        else:
+            rods = RegressionSection('yours_regression', RegressionParams.of(device='cpu'))
+            score = evaluate([load(path)[0] for path in paths], rods.images, rods.runtime)
+        value = recorded(folder, one)
+        assert abs(score[one['metric']] - value) < tolerance(one['metric'], value)
+
+
+def test_the_shell_prints_the_number():
+    folder = ROOT / 'outputs' / 'yours' / 'demo'
+    data, one = networks(folder)[0]
+    words = [
+        sys.executable,
+        '-m',
+        'xcl.evaluate',
+        folder / one['files'][0],
+        data,
+        '--device',
+        'cpu',
+    ]
+    done = subprocess.run(words, check=True, capture_output=True, text=True)
+    assert f'{one["metric"]}: {recorded(folder, one):.4g}' in done.stdout
+
+
+def test_a_network_of_another_table_is_told_apart():
+    "The comparison can fail: an untrained network does not give the number."
+    folder = ROOT / 'outputs' / 'yours' / 'demo'
+    data, one = networks(folder)[0]
+    net, meaning = load(folder / one['files'][0])
+    digits = named_data(data, '', meaning, RuntimeConfig('cpu'))
+    net.fc.weight.data.zero_()
+    assert abs(evaluate(net, digits, RuntimeConfig('cpu'))['top1'] - recorded(folder, one)) > 20
+
+
+def test_they_are_small():
+    sizes = [p.stat().st_size for p in (ROOT / 'outputs').rglob('*.xcl')]
+    assert max(sizes) < LIMIT[0] and sum(sizes) < LIMIT[1]
