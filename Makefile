@@ -27,7 +27,7 @@ ACTIVATE = set -euo pipefail; bin="$$(cd "$(VENV)/bin" && pwd)"; unset PYTHONHOM
 EXPERIMENTS := $(sort $(basename $(notdir $(wildcard nbs/*.ipynb))))
 
 .DEFAULT_GOAL := help
-.PHONY: help $(EXPERIMENTS) publish explore app test export clean-nbs prepare
+.PHONY: help $(EXPERIMENTS) publish explore app site test export clean-nbs prepare
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -52,6 +52,10 @@ explore: $(STAMP)  ## write the explorer as one HTML page; ARGS='FOLDER --out FI
 app: $(STAMP)  ## open the explorer as an app (installs Voila the first time)
 	@$(ACTIVATE); command -v voila >/dev/null || { echo 'installing Voila'; python -m pip install -q $(PIP_ARGS) -e '.[app]'; }; \
 	voila nbs/apps/explore.ipynb $(ARGS)
+
+site: $(STAMP)  ## all notebooks as pages with an index and a search, in outputs/runs/site (installs Sphinx the first time)
+	@$(ACTIVATE); python -c 'import sphinx, myst_nb, furo' 2>/dev/null || { echo 'installing Sphinx'; python -m pip install -q $(PIP_ARGS) -e '.[site]'; }; \
+	python .ci/site/build.py
 
 # Every step sees an empty XCL_HOME that is removed afterwards, so neither finished runs are read nor any touched.
 # The library's notebooks are executed by nbdev_test, the experiments by pytest (once each, with papermill at preset smoke).
