@@ -1,7 +1,9 @@
 # Everything runs inside a virtual environment that the first call makes. What can be set on the command line:
 #   PYTHON=python3.12      the interpreter that makes the environment (3.10 or newer)
 #   VENV=path              use the environment at `path` instead of .venv (from inside one: make gaze VENV="$VIRTUAL_ENV")
-#   PIP_ARGS='...'         passed to pip install
+#   PIP_ARGS='...'         passed to pip install: '-c requirements-lock.txt' takes the versions that were tested;
+#                          '--extra-index-url INDEX' takes PyTorch without CUDA, where INDEX is an index of CPU wheels
+#                          (pytorch.org names it under "Get started", compute platform CPU)
 #   PRESET, SEED, ARGS     of the experiments; ARGS='-p budget 0.5' passes more parameters to papermill
 #   SETTING                a file of nbs/settings, in place of PRESET and SEED
 #   NOTEBOOK, SETTING      of `make publish`, which writes what is committed: outputs/NOTEBOOK/SETTING
@@ -89,7 +91,8 @@ $(STAMP): settings.ini setup.py
 	fi; \
 	if "$(VENV)/bin/python" -I .ci/ready.py; then echo "$(VENV) has everything in settings.ini"; else \
 	  "$(VENV)/bin/python" -m pip --version >/dev/null 2>&1 || "$(VENV)/bin/python" -m ensurepip; \
-	  echo "installing into $(VENV): PyTorch is the bulk, several GB with its CUDA libraries, so this takes minutes the first time"; \
+	  echo "installing into $(VENV): 6.3 GB on the disk on Linux, of which 5.2 GB are PyTorch and its CUDA libraries; minutes the first time."; \
+	  echo "Without a GPU, PIP_ARGS can name an index of CPU wheels, which are a tenth of that: see the head of the Makefile. Now:"; \
 	  "$(VENV)/bin/python" -m pip install --disable-pip-version-check $(PIP_ARGS) -e '.[dev]' \
 	    | awk '/^(Collecting|Installing)|Downloading .*[0-9][0-9][0-9](\.[0-9]+)? MB/ {sub(/ \(from .*/, ""); print "  " substr($$0, 1, 100); fflush()}'; \
 	fi; \
