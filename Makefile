@@ -91,8 +91,8 @@ $(STAMP): settings.ini setup.py
 	fi; \
 	if "$(VENV)/bin/python" -I .ci/ready.py; then echo "$(VENV) has everything in settings.ini"; else \
 	  "$(VENV)/bin/python" -m pip --version >/dev/null 2>&1 || "$(VENV)/bin/python" -m ensurepip; \
-	  echo "installing into $(VENV): 6.3 GB on the disk on Linux, of which 5.2 GB are PyTorch and its CUDA libraries; minutes the first time."; \
-	  echo "Without a GPU, PIP_ARGS can name an index of CPU wheels, which are a tenth of that: see the head of the Makefile. Now:"; \
+	  echo "installing into $(VENV): 6.3 GB on the disk on Linux, 4.3 GB of them CUDA; minutes the first time."; \
+	  echo "Without a GPU, PIP_ARGS can name an index of CPU wheels, without those: see the head of the Makefile. Fetched:"; \
 	  "$(VENV)/bin/python" -m pip install --disable-pip-version-check $(PIP_ARGS) -e '.[dev]' \
 	    | awk '/^(Collecting|Installing)|Downloading .*[0-9][0-9][0-9](\.[0-9]+)? MB/ {sub(/ \(from .*/, ""); print "  " substr($$0, 1, 100); fflush()}'; \
 	fi; \
