@@ -1,7 +1,9 @@
 # Everything runs inside a virtual environment that the first call makes. What can be set on the command line:
 #   PYTHON=python3.12      the interpreter that makes the environment (3.10 or newer)
 #   VENV=path              use the environment at `path` instead of .venv (from inside one: make gaze VENV="$VIRTUAL_ENV")
-#   PIP_ARGS='...'         passed to pip install
+#   PIP_ARGS='...'         passed to pip install: '-c requirements-lock.txt' takes the versions that were tested;
+#                          '--extra-index-url INDEX' takes PyTorch without CUDA, where INDEX is an index of CPU wheels
+#                          (pytorch.org names it under "Get started", compute platform CPU)
 #   PRESET, SEED, ARGS     of the experiments; ARGS='-p budget 0.5' passes more parameters to papermill
 #   SETTING                a file of nbs/settings, in place of PRESET and SEED
 #   NOTEBOOK, SETTING      of `make publish`, which writes what is committed: outputs/NOTEBOOK/SETTING
@@ -27,7 +29,7 @@ ACTIVATE = set -euo pipefail; bin="$$(cd "$(VENV)/bin" && pwd)"; unset PYTHONHOM
 EXPERIMENTS := $(sort $(basename $(notdir $(wildcard nbs/*.ipynb))))
 
 .DEFAULT_GOAL := help
-.PHONY: help $(EXPERIMENTS) publish explore app test export clean-nbs prepare
+.PHONY: help $(EXPERIMENTS) publish explore app site test export clean-nbs prepare
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -52,6 +54,10 @@ explore: $(STAMP)  ## write the explorer as one HTML page; ARGS='FOLDER --out FI
 app: $(STAMP)  ## open the explorer as an app (installs Voila the first time)
 	@$(ACTIVATE); command -v voila >/dev/null || { echo 'installing Voila'; python -m pip install -q $(PIP_ARGS) -e '.[app]'; }; \
 	voila nbs/apps/explore.ipynb $(ARGS)
+
+site: $(STAMP)  ## all notebooks as pages with an index and a search, in outputs/runs/site (installs Sphinx the first time)
+	@$(ACTIVATE); python -c 'import sphinx, myst_nb, furo' 2>/dev/null || { echo 'installing Sphinx'; python -m pip install -q $(PIP_ARGS) -e '.[site]'; }; \
+	python .ci/site/build.py
 
 # Every step sees an empty XCL_HOME that is removed afterwards, so neither finished runs are read nor any touched.
 # The library's notebooks are executed by nbdev_test, the experiments by pytest (once each, with papermill at preset smoke).
@@ -85,7 +91,8 @@ $(STAMP): settings.ini setup.py
 	fi; \
 	if "$(VENV)/bin/python" -I .ci/ready.py; then echo "$(VENV) has everything in settings.ini"; else \
 	  "$(VENV)/bin/python" -m pip --version >/dev/null 2>&1 || "$(VENV)/bin/python" -m ensurepip; \
-	  echo "installing into $(VENV): PyTorch is the bulk, several GB with its CUDA libraries, so this takes minutes the first time"; \
+	  echo "installing into $(VENV): 6.3 GB on the disk on Linux, 4.3 GB of them CUDA; minutes the first time."; \
+	  echo "Without a GPU, PIP_ARGS can name an index of CPU wheels, without those: see the head of the Makefile. Fetched:"; \
 	  "$(VENV)/bin/python" -m pip install --disable-pip-version-check $(PIP_ARGS) -e '.[dev]' \
 	    | awk '/^(Collecting|Installing)|Downloading .*[0-9][0-9][0-9](\.[0-9]+)? MB/ {sub(/ \(from .*/, ""); print "  " substr($$0, 1, 100); fflush()}'; \
 	fi; \

@@ -304,7 +304,7 @@ def show_images(
     for ax, image in zip(axes.flat, x.cpu()):
         ax.imshow(image.permute(1, 2, 0), cmap='gray', vmin=0, vmax=255, interpolation='nearest')
     for ax, title in zip(axes.flat, titles):
-        ax.set_title(str(title).replace('_', ' '), fontsize=7, pad=2)
+        ax.set_title(str(title).replace('_', ' '), fontsize=8, pad=2)
     return fig
 
 # %% ../nbs/lib/06_data.ipynb #c035

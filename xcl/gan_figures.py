@@ -145,4 +145,5 @@ def _plot_probabilities(ax, lam, p, names):
     ax.plot(lam, p[:, 1], 's--', ms=3, label=names[1])
     ax.plot(lam, 1 - p[:, 0] - p[:, 1], '^:', ms=3, color='.42', label='all others')
     ax.set(xlabel=f'λ, the share of {names[0]}', ylim=(-0.03, 1.03))
-    ax.legend(loc='center left', fontsize=7)
+    place = dict(loc='lower left', bbox_to_anchor=(-0.02, 1), ncols=3, frameon=False)
+    ax.legend(fontsize=8, handlelength=1, columnspacing=1, **place)

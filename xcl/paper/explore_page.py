@@ -222,6 +222,8 @@ const nats = (v, w) => v > 0 ? v * Math.log(v / Math.max(w, 1e-30)) : 0;
 const divergence = (p, q) => p.reduce((s, v, k) => s + nats(v, q[k]), 0);
 const best = p => p.indexOf(Math.max(...p));
 """
+
+# %% ../../nbs/lib/paper/47_explore_page.ipynb #c017b
 _SCRIPT_IMAGES = """
 function paint(canvas, value) {
   canvas.width = W; canvas.height = H;
@@ -297,6 +299,8 @@ function drawCurves(M, step) {
   plot(at('far'), far, M.lam, M.lam[step], 'KL(teacher || student) (nats)', top, v => +v.toPrecision(3));
 }
 """
+
+# %% ../../nbs/lib/paper/47_explore_page.ipynb #c018b
 _SCRIPT_DRAW = """
 function panel(network, p, teacher, mixed) {
   const rows = Array.from(p, (v, k) => k).filter(k => C <= 12 || p[k] > 0.01 || mixed[k] > 0);

@@ -137,7 +137,7 @@ def parts(self: FewImagesPage) -> Figure:
     for k, (row, label) in enumerate(_PARTS.items()):
         gain = self.top1[row] - self.top1['ERM']
         bars = ax.bar(places + 0.27 * (k - 1), gain, 0.25, color=COLOURS[_ROWS[row]], label=label)
-        ax.bar_label(bars, fmt='%.0f', fontsize=7, padding=1)
+        ax.bar_label(bars, fmt='%.0f', fontsize=8, padding=1)
     ax.axhline(0, color='black', lw=0.8)
     ax.set_xticks(places, [f'{s:,}' for s in self.top1.index])
     ax.set(xlabel='training images of the student', ylabel='gain over ERM (points)')

@@ -57,7 +57,8 @@ def rate_figure(
     recipe, n = exp.student(exp.rows[0], exp.P.seed).recipe, len(exp.sets[0])
     steps = recipe.steps(n)
     fig, ax = plt.subplots(figsize=(6, 2.2), layout='constrained')
-    ax.plot(range(steps), [recipe.lr_at(step, n // recipe.batch) for step in range(steps)])
+    rates = [recipe.lr_at(step, n // recipe.batch) for step in range(steps)]
+    ax.plot(range(steps), rates, marker='o' if steps < 30 else '', ms=3)
     ax.set(xlabel='step', ylabel='learning rate')
     return fig
 

@@ -303,7 +303,7 @@ def training_figure(
     exp: SimganSection,  # finished
 ) -> Figure:
     "Return curves of the training of each refiner; means over intervals."
-    fig, axs = plt.subplots(1, 3, figsize=(11, 2.7), layout='constrained')
+    fig, axs = plt.subplots(1, 3, figsize=(11, 3.1), layout='constrained')
     for row in exp.rows:
         curve = pd.DataFrame(exp.runs[row.name, exp.P.seed][0].curve)
         for panel, name, line, words in [c for c in _CURVES if c[1] in curve]:
@@ -311,7 +311,7 @@ def training_figure(
             axs[panel].plot(curve.step, curve[name], line, **style)
     for ax, label in zip(axs, _AXES):
         ax.set(xlabel='step', ylabel=label)
-        ax.legend(fontsize=6)
+        ax.legend(loc='lower left', bbox_to_anchor=(0, 1), ncols=2, frameon=False)
     return fig
 
 # %% ../../nbs/lib/paper/35_simgan.ipynb #c031

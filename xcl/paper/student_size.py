@@ -228,5 +228,5 @@ def signs_figure(
         ax.errorbar(moved.columns + 1, moved.mean(), yerr=moved.std(), **bars)
     ax.set(xlabel='convolution, from the stem to the classifier', ylabel='signs changed (%)')
     ax.set_ylim(0, None)
-    ax.legend(fontsize=7)
+    ax.legend(fontsize=8)
     return fig

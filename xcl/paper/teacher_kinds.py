@@ -153,7 +153,7 @@ def students_figure(
             dots = ax.scatter(p.teacher, p.top1, c=p.entropy, marker=marks[kind], **look)
         ax.set(title=title, xlabel='teacher top-1 (%)', ylabel='student top-1 (%)')
         ax.margins(0.12)
-    axs[1].legend(fontsize=7, loc='lower right')
+    axs[1].legend(fontsize=8, loc='lower right')
     fig.colorbar(dots, ax=axs, label='Ĥ of the targets (%)')
     return fig
 
