@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from xcl.deploy import load
@@ -85,3 +86,11 @@ def test_a_network_of_another_table_is_told_apart():
 def test_they_are_small():
     sizes = [p.stat().st_size for p in (ROOT / 'outputs').rglob('*.xcl')]
     assert max(sizes) < LIMIT[0] and sum(sizes) < LIMIT[1]
+
+
+def test_committed_files_have_short_names_and_tables_that_pandas_reads():
+    files = [p for p in (ROOT / 'outputs').rglob('*') if p.is_file() and 'runs' not in p.parts]
+    assert len(files) > 100 and max(len(p.name) for p in files) <= 60
+    for path in (p for p in files if p.suffix == '.csv'):
+        assert not path.read_text(encoding='utf-8').startswith('#'), f'{path}: a caption line'
+        assert len(pd.read_csv(path)), path
