@@ -30,6 +30,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import numpy as np
 import torch
+import torch._dynamo  # 900 modules that a first optimiser imports: here once, not in every child
 from gpu_acceptance import TINY, Configs, small_kinds
 from PIL import Image
 
