@@ -45,22 +45,27 @@ from xcl.images import image_data
 from xcl.likelihoods import Categorical, Gaussian
 from xcl.nets import net
 from xcl.paper.cifar import BinaryNetParams, PyramidNetParams, ResNet18Params
+from xcl.paper.few_images_page import FewImagesParams
 from xcl.paper.gan import GanParams
 from xcl.paper.gaze import GazeParams
 from xcl.paper.imagenet import ImagenetParams
 from xcl.paper.params import ParameterError
+from xcl.paper.results import ResultsParams
+from xcl.paper.shipping import ShippingParams
 from xcl.paper.simgan import SimganParams
 from xcl.paper.smoothing import SmoothingParams
 from xcl.paper.student_size import StudentSizeParams
 from xcl.paper.teacher_kinds import TeachersParams
 from xcl.paper.temperature import TemperatureParams
 from xcl.paper.yours import YoursParams
+from xcl.paper.yours_regression import RegressionParams
 from xcl.recipe import Recipe
 from xcl.refine import SimGAN
 from xcl.runs import Run, ensure
 from xcl.runtime import RuntimeConfig, provenance
 from xcl.train import METHODS, Train
 from xcl.transfer import CutMix, MixUp, RandomChoice
+from xcl.unlabelled import Unlabelled, unlabelled_images
 from xcl.weight_files import read_weights
 
 HERE = dict(device='cpu', progress=False, workers=0)
@@ -159,7 +164,7 @@ def soak_kills(a, g, tmp):
 PARAMS = (
     *(ResNet18Params, PyramidNetParams, BinaryNetParams, SmoothingParams, TemperatureParams),
     *(TeachersParams, StudentSizeParams, GazeParams, GanParams, SimganParams, ImagenetParams),
-    YoursParams,
+    *(YoursParams, RegressionParams, ShippingParams, ResultsParams, FewImagesParams),
 )
 WORDS = 'x', '', '1 x', '1e', '--', 'None', '0x10', '1;2', '１', 'nan', '⁴'
 
@@ -206,9 +211,10 @@ def configs():
     network, kind = net('resnet18', width=16), Categorical(10)
     train = Train(network, kind, digits, METHODS['ERM'], recipe, 1)
     gan = BigGAN(digits, GanRecipe(8, 8, 8, 4), 1)
+    more = Unlabelled(unlabelled_images(np.zeros((4, 3, 16, 16), np.uint8)))
     return [
         *(recipe, digits, network, kind, Gaussian(), train, gan, gan.recipe),
-        *(CropFlip(), MixUp(), CutMix(), RandomChoice(), DiffAugment(), METHODS['KD']),
+        *(CropFlip(), MixUp(), CutMix(), RandomChoice(), DiffAugment(), METHODS['KD'], more),
     ]
 
 

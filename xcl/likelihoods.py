@@ -7,7 +7,9 @@ __all__ = ['stacked', 'standardised', 'in_unit', 'target_stats', 'Likelihood', '
 
 # %% ../nbs/lib/32_likelihoods.ipynb #c002
 import math
+import sys
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from fastcore.basics import patch
@@ -60,14 +62,22 @@ def stacked(outs: Tensor, k: int) -> Tensor:
     return widen(outs)
 
 # %% ../nbs/lib/32_likelihoods.ipynb #n001
+def _is_finite(value) -> bool:
+    "Return whether a value is a finite number, as a float too."
+    return isinstance(value, Real) and abs(value) <= sys.float_info.max
+
+
 def _check_stats(likelihood) -> None:
     "Store `target_mean` and `target_std` as floats; raise `ValueError` unless both are () or fit `dim`."
     for name in 'target_mean', 'target_std':
-        object.__setattr__(likelihood, name, tuple(map(float, getattr(likelihood, name))))
+        value = getattr(likelihood, name)
+        if not isinstance(value, tuple | list) or not all(map(_is_finite, value)):
+            raise ValueError(f'{name} is {value!r}; allowed: a tuple of finite numbers')
+        object.__setattr__(likelihood, name, tuple(map(float, value)))
     mean, std = likelihood.target_mean, likelihood.target_std
     lengths = {len(mean), len(std)}
     fine = lengths <= {likelihood.dim} or lengths == {0}
-    if not fine or not all(0 < s < math.inf for s in std) or not all(map(math.isfinite, mean)):
+    if not fine or not all(s > 0 for s in std):
         raise ValueError(
             f'target_mean is {mean}, target_std is {std}; allowed: {likelihood.dim} finite numbers '
             'each, those of target_std above 0, or neither'

@@ -90,8 +90,9 @@ class YoursParams(CifarParams):
     def of(cls, **given) -> 'YoursParams':
         """Return checked parameters. With `data_dir` the data set is a folder, of which all is used;
         with `unlabelled_dir` there are rows that use it."""
-        given = given | dict(unlabelled_dir=given.get('unlabelled_dir') or None)
-        if given['unlabelled_dir'] and given.get('rows') is None:
+        if given.get('unlabelled_dir') == '':
+            given = given | dict(unlabelled_dir=None)
+        if given.get('unlabelled_dir') and given.get('rows') is None:
             given = given | dict(rows=', '.join([_PLAIN, *_MORE.names]))
         if given.get('data_dir'):
             given = {k: v for k, v in given.items() if v is not None}
