@@ -289,7 +289,7 @@ def test_a_meaning_that_contradicts_itself_is_refused(tmp_path, whole, field):
 
 @pytest.fixture(scope='module')
 def run():
-    data = image_data('digits', train_size=256, test_size=100)
+    data = image_data('digits', train_size=256)
     recipe = Recipe('sgd', 0.1, 128, 8, (3, 5, 7), gamma=0.2, weight_decay=5e-4)
     return ensure(digit_net(data, METHODS['ERM'], recipe, 1), CPU)
 

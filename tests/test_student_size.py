@@ -133,7 +133,7 @@ from xcl.deploy import load
 from xcl.images import image_data
 from xcl.runtime import RuntimeConfig
 
-_, val = image_data('digits', train_size=128).load(RuntimeConfig('cpu'))
+_, val = image_data('digits', train_size=128, test_size=100).load(RuntimeConfig('cpu'))
 net, meaning = load(sys.argv[1])
 assert meaning.classes == tuple('0123456789') and meaning.size == (16, 16)
 with torch.no_grad():
