@@ -48,7 +48,7 @@ def test_records_of_version_0_1_are_read(root, committed):
 
 
 def test_numbers_of_version_0_1_are_those_of_the_files(root, committed):
-    path = next((root / 'outputs' / 'resnet18' / 'demo').glob('*-records.json'))
+    path = next((root / 'outputs' / 'resnet18' / 'cifar100').glob('*-records.json'))
     runs = {r['hash']: r for r in json.loads(path.read_text())['runs']}
     for line in committed[committed.hash.isin(list(runs))].itertuples():
         run = runs[line.hash]
