@@ -22,8 +22,9 @@ from torchvision.models import resnet18
 from xcl.config import rng, seeded
 from xcl.content import content_hash
 from xcl.deploy import load, pack, pack_network, packed_size
-from xcl.evaluate import evaluate, model_card
+from xcl.evaluate import evaluate, main, model_card
 from xcl.export import export
+from xcl.folders import folder_data
 from xcl.gaze_data import eye_data
 from xcl.images import image_data
 from xcl.likelihoods import Categorical, Gaussian
@@ -33,6 +34,7 @@ from xcl.predict import output_table, predict_images
 from xcl.recipe import Recipe
 from xcl.runs import ensure
 from xcl.runtime import RuntimeConfig
+from xcl.target_files import target_files
 from xcl.teachers import predict
 from xcl.train import METHODS, trained
 
@@ -325,6 +327,43 @@ def test_evaluate_on_the_command_line_gives_the_score_of_the_run(run, tmp_path):
     score = dict(line.split(': ') for line in done.stdout.splitlines())
     for k, v in score.items():
         assert float(v.replace(',', '')) == pytest.approx(run.result[k], rel=1e-3)
+
+
+def save_images(folder, n):
+    "Photographs of 30 x 24 pixels, 0.png to n-1.png."
+    folder.mkdir(parents=True)
+    for i in range(n):
+        x = rng(n, folder.name, i).integers(0, 256, (24, 30, 3), np.uint8)
+        Image.fromarray(x).save(folder / f'{i}.png')
+
+
+def test_a_folder_is_evaluated_at_the_view_of_the_network(tmp_path):
+    for split, n in dict(train=2, val=5).items():
+        for name in 'cat', 'dog':
+            save_images(tmp_path / split / name, n)
+    view = dict(size=(16, 16), resize=20, how='square')
+    meaning = replace(BASE, likelihood=Categorical(2), classes=('cat', 'dog'), **view)
+    net = packed(replace(meaning, sizes=(('width', 4),)), tmp_path / 'net.xcl')
+    score = main([str(tmp_path / 'net.xcl'), 'folder', str(tmp_path), '--device', 'cpu'])
+    data = folder_data(tmp_path, CPU, size=16, resize=20, how='square')
+    assert score == evaluate(net, data, CPU)
+
+
+def test_a_regression_is_evaluated_on_its_folder(tmp_path):
+    save_images(tmp_path / 'images', 6)
+    frame = pd.DataFrame(dict(file=[f'images/{i}.png' for i in range(6)]))
+    names = NETWORKS['rods'].classes
+    frame[[*names]] = rng(0, 'numbers').normal(size=(6, 2))
+    for split in 'train', 'test':
+        frame.to_csv(tmp_path / f'{split}.csv', index=False)
+    net = packed(NETWORKS['rods'], tmp_path / 'net.xcl')
+    words = [str(tmp_path / 'net.xcl'), 'targets', str(tmp_path), '--device', 'cpu']
+    data = target_files(tmp_path, 16)[0]
+    assert main(words) == evaluate(net, data, CPU, NETWORKS['rods'].likelihood)
+    frame.rename(columns={names[0]: 'height'}).to_csv(tmp_path / 'test.csv', index=False)
+    frame.rename(columns={names[0]: 'height'}).to_csv(tmp_path / 'train.csv', index=False)
+    with pytest.raises(ValueError, match="are .'height', 'tilt .degrees.'.; the outputs"):
+        main(words)
 
 
 def test_evaluate_refuses_other_names(run, student):
