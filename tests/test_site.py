@@ -24,5 +24,5 @@ def test_the_site(tmp_path):
     wanted = {path.relative_to(ROOT).with_suffix('') for path in (ROOT / 'nbs').rglob('*.ipynb')}
     assert wanted <= found and Path('index') in found and Path('search') in found
     assert 'mixup' in (site / 'searchindex.js').read_text(encoding='utf-8').lower()
-    pages = [site / 'index.html', site / 'nbs' / 'lib' / '35_transfer.html']
+    pages = [site / 'index.html', site / 'nbs' / 'lib' / '36_transfer.html']
     assert not [page.name for page in pages if LOADED.search(page.read_text(encoding='utf-8'))]

@@ -17,7 +17,8 @@ import torch
 
 from ..folder_scan import fetched, workers_of
 from ..folders import crops_of
-from ..models.imagenet import ResNet, flops, timm_network
+from ..models.imagenet import ResNet, flops
+from ..models.timm_nets import timm_network
 from .imagenet import ImagenetSection
 from .rows import RECIPES
 from ..runs import Run

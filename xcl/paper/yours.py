@@ -51,7 +51,7 @@ def _named_net(
 
 def _check_timm(name: str) -> None:
     "Raise ValueError for a name that timm does not have, with similar ones."
-    from xcl.models.imagenet import check_timm_name  # here, since timm takes a second to import
+    from xcl.models.timm_nets import check_timm_name  # here, since timm takes a second to import
 
     check_timm_name(name)
 
