@@ -80,6 +80,7 @@ class ImagenetParams(SectionParams):
     generated: int = knob(smoke=48, demo=1000, paper=10**6, low=1, high=10**8)  # stored images
     precision: str = knob('fp32', paper='bf16', choices=('fp32', 'bf16'))
     val_every: int = knob(smoke=1, demo=5, paper=1, low=1, high=10**4)  # epochs
+    parallel: int = knob(1, low=1, high=64)  # runs at a time; each has its own decoding processes
     workers: int = knob(-1, low=-1, high=256)  # decode; -1: one for each CPU but one, at most 16
     world_size: int = knob(1, low=1, high=10**5)  # above 1: torchrun trains, the notebook reads
     tflops: float = knob(75.0, low=0.001, high=10**6)  # that a GPU sustains, an assumption

@@ -230,6 +230,7 @@ class SectionParams(Params):
     members: int = knob(smoke=2, demo=2, paper=8, low=1, high=64)  # networks in the teacher
     precision: str = knob('fp32', choices=('fp32', 'bf16'))  # autocast in training
     val_every: int = knob(smoke=1, demo=10, paper=1, low=1, high=10**4)  # epochs
+    parallel: int = knob(1, demo=2, low=1, high=64)  # runs at a time, each in a process of its own
     store: str = knob('off', choices=('off', 'half', 'full'))  # soft targets in files
     device: str = knob('auto', choices=('auto', 'cpu', 'cuda'))
     compile: str = knob('auto', choices=('auto', 'on', 'off'))  # networks, on a GPU

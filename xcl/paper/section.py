@@ -6,14 +6,17 @@
 __all__ = ['Section', 'collect_records']
 
 # %% ../../nbs/lib/paper/24_section.ipynb #c003
+import tempfile
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 
 import pandas as pd
 import torch
 from fastcore.basics import patch
 
 from ..config import Config
+from ..grid import make_all
 from ..likelihoods import Categorical, Likelihood
 from ..nets import Net
 from .checks import check_network, check_room, check_run
@@ -24,8 +27,9 @@ from .row import Row, Rows, likelihood_of
 from .rows import CIFAR, RECIPES
 from .show import output_folder
 from .stats import METRICS, record
+from ..plan import own_modules, write_plan
 from ..recipe import Recipe
-from ..runs import RunConfig, ensure
+from ..runs import Run, RunConfig, ensure
 from ..runtime import RuntimeConfig, progress
 from ..teacher_check import check_teacher
 from ..teachers import Ensemble, fold, predict
@@ -208,17 +212,41 @@ def check(self: Section) -> 'Section':
     return self
 
 # %% ../../nbs/lib/paper/24_section.ipynb #c016
+def _count_done(bar, todo, words):
+    "Let a bar show how many runs are finished, and words."
+    bar.set_postfix_str(words, refresh=False)
+    bar.update(sum(Run(c).done for _, c in todo) - bar.n)
+
+
+def _make_in_processes(configs, runtime, count, say):
+    "Make runs, `count` at a time, each in another process. Raises RuntimeError where one fails."
+    try:
+        allow = tuple(own_modules(tuple(configs)))
+    except ValueError as e:
+        raise ValueError(f'{e}; or give parallel = 1') from None
+    with tempfile.TemporaryDirectory() as folder:
+        plan, quiet = Path(folder) / 'plan.json', replace(runtime, progress=False)
+        write_plan(plan, configs)
+        errors = make_all(plan, configs, quiet, count, allow, say=say)
+    if errors:
+        raise RuntimeError('\n\n'.join(f'{configs[k].slug}: {e}' for k, e in errors.items()))
+
+
 @patch
 def run(self: Section) -> 'Section':
     "Find or train everything, teachers first; interrupted runs continue. Writes records.json."
     self.check()
     self.runs, grid = {}, self.grid
     todo = [(key, c) for key, cs in grid.items() for c in cs if isinstance(c, RunConfig)]
+    missing = [c for _, c in todo if not Run(c).done]
     with progress(len(todo), desc=self.name, unit='run') as bar:
+        say = lambda words: _count_done(bar, todo, words)
+        if self.P.parallel > 1 and len(missing) > 1:
+            _make_in_processes(missing, self.runtime, self.P.parallel, say)
         for key, config in todo:
-            bar.set_postfix_str(f'{key[0]}, seed {key[1]}')
+            say(f'{key[0]}, seed {key[1]}')
             self.runs.setdefault(key, []).append(ensure(config, self.runtime))
-            bar.update()
+        say('')
     runs = [r for found in self.runs.values() for r in found]
     write_records(self.records, runs, self.folder / 'records.json')
     return self

@@ -88,6 +88,7 @@ class RegressionParams(OwnNetParams):
     batch: int = knob(32, low=1, high=10**5)  # images a step
     lr: float = knob(2e-3, low=1e-6, high=10)  # of Adam, the highest; it falls to 0 as a cosine
     val_every: int = knob(1, demo=20, low=1, high=10**4)  # epochs
+    parallel: int = knob(1, low=1, high=64)  # images in memory are of this process alone
     rows: Rows = knob('ERM, KD, XCL-Mix', rows=_ROWS)
 
     def check(self) -> None:
