@@ -315,6 +315,39 @@ def test_found_again(finished, monkeypatch):
     pd.testing.assert_frame_equal(again.run().runs_table(), table)  # the same object, twice
 
 
+def test_runs_made_at_the_same_time_are_those_of_one_process(finished):
+    "With as many threads each, to the bit; and their processes leave nothing behind."
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2 * threads)  # two processes share them
+    both = small('ERM, KD', seeds=1, parallel=2)
+    both.run()
+    torch.set_num_threads(threads)
+    for key in ('ERM', 1), ('KD', 1), ('teacher', 1):
+        mine, theirs = both.runs[key], finished.runs[key]
+        assert [r.result for r in mine] == [r.result for r in theirs]
+        assert {r.provenance['threads'] for r in mine} == {threads}
+    assert sorted(p.name for p in home().iterdir() if p.is_dir()) == sorted(
+        [*{r.folder.name for runs in both.runs.values() for r in runs}, 'cache', 'reports']
+    )
+
+
+def test_a_run_that_fails_in_its_process_is_named(monkeypatch):
+    exp = small('ERM, KD', seeds=1, parallel=2)
+    monkeypatch.setattr('xcl.paper.section.make_all', lambda *a, **kw: {1: 'OSError: disk full'})
+    with pytest.raises(RuntimeError, match='seed1002: OSError: disk full'):
+        exp.run()
+
+
+def test_code_that_no_process_can_import_is_refused(monkeypatch):
+    def refuse(configs):
+        raise ValueError('Own is defined in a notebook')
+
+    monkeypatch.setattr('xcl.paper.section.own_modules', refuse)
+    with pytest.raises(ValueError, match='in a notebook; or give parallel = 1'):
+        small('ERM, KD', seeds=1, parallel=2).run()
+    assert not trained()
+
+
 def test_pictures_of_a_data_set_are_private():
     own = CifarSection('own', replace(small().P, dataset='folder', data_dir='there'))
     assert own.private and not own.photos and not small().private
