@@ -110,7 +110,7 @@ def test_records_written_now_are_read_back(tmp_path):
 @pytest.fixture
 def copy(root, tmp_path):
     "A committed record to damage."
-    source = next((root / 'outputs' / 'temperature' / 'demo').glob('*-records.json'))
+    source = next((root / 'outputs' / 'temperature' / 'cifar100').glob('*-records.json'))
     return shutil.copy(source, tmp_path / source.name)
 
 
