@@ -133,15 +133,7 @@ def plot_temperature(
     axes = _plot_knob(frame, colours, ax, paper, metric)
     for one in axes:
         _log_temperature(one)
-    legend_outside(axes[-1], handles=_all_handles(axes))
-
-
-def _all_handles(axes):
-    "Legend entries of several axes, each label once."
-    handles = {}
-    for ax in axes:
-        handles |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels())}
-    return list(handles.values())
+    axes[0].legend(loc='lower left', bbox_to_anchor=(-0.03, 1), ncols=2, frameon=False)
 
 # %% ../../nbs/lib/paper/10_plots_knobs.ipynb #c018
 def plot_entropy(
