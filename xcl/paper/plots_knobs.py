@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.ticker import NullLocator
 
 from .palette import GREY
-from .plots import axis_label, legend_outside
+from .plots import axis_label, legend_above, legend_outside
 from .plots_accuracy import paper_panel
 
 # %% ../../nbs/lib/paper/10_plots_knobs.ipynb #c005
@@ -109,7 +109,7 @@ def plot_smoothing(
         one.set(xlabel='label smoothing ε', xlim=(-0.05, 0.85))
         one.margins(y=0.1)
     if paper is not None or frame.row.nunique() > 1:
-        legend_outside(axes[-1])
+        legend_above(axes[0])
 
 # %% ../../nbs/lib/paper/10_plots_knobs.ipynb #c014
 TEMPERATURES = 1.0, 1.5, 2.0, 5.0, 10.0  # of tables 4 and 5
@@ -133,7 +133,7 @@ def plot_temperature(
     axes = _plot_knob(frame, colours, ax, paper, metric)
     for one in axes:
         _log_temperature(one)
-    axes[0].legend(loc='lower left', bbox_to_anchor=(-0.03, 1), ncols=2, frameon=False)
+    legend_above(axes[0])
 
 # %% ../../nbs/lib/paper/10_plots_knobs.ipynb #c018
 def plot_entropy(

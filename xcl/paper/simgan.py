@@ -24,7 +24,7 @@ from ..gaze import show_eyes
 from .gaze import EyeGanParams, check_target, simgan_of
 from .gaze_figures import spread_rows
 from .params import ParameterError, knob
-from .plots import legend_outside
+from .plots import legend_above, legend_outside
 from .row import Row, Rows
 from .section import Section
 from .stats import record
@@ -311,7 +311,7 @@ def training_figure(
             axs[panel].plot(curve.step, curve[name], line, **style)
     for ax, label in zip(axs, _AXES):
         ax.set(xlabel='step', ylabel=label)
-        ax.legend(loc='lower left', bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+        legend_above(ax)
     return fig
 
 # %% ../../nbs/lib/paper/37_simgan.ipynb #c031
