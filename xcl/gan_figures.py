@@ -104,8 +104,8 @@ def plot_game(
             ax.set_yscale('log')
         else:
             ax.set_ylim(0, None)
-    for ax in axs:
-        ax.legend()
+    for ax in axs[:2]:  # the others have the lines of the second
+        ax.legend(loc='lower left', bbox_to_anchor=(-0.02, 1), fontsize=8, frameon=False)
     return fig
 
 # %% ../nbs/lib/64_gan_figures.ipynb #c014
