@@ -105,8 +105,8 @@ def plot_gaps(
     ax.barh(rows, gap.mean().fillna(0), color=[colours[r] for r in rows], alpha=0.55, height=0.7)
     for i, row in enumerate(rows):
         mean_and_seeds(gap[row], i, ax, colours[row])
-    if paper:
-        theirs = _paper_frame(paper, [*rows, teacher], metric)
+    theirs = _paper_frame(paper, [*rows, teacher], metric)
+    if theirs.value[rows].notna().any():
         sign = 1 if metric_of(metric).better == 'higher' else -1
         lacking = sign * (theirs.value[teacher] - theirs.value[rows])
         paper_marks(ax, lacking, np.arange(len(rows)) + 0.25, theirs['std'][rows])
