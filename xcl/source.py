@@ -215,6 +215,7 @@ def _package_sources(name: str) -> frozenset:
 
 
 @functools.cache
+@functools.cache
 def package_modules(
     name: str,  # of a class or function
 ) -> list:  # e.g. ['xcl.train']

@@ -17,12 +17,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-# the classes that configs of runs are made of, which `from_dict` has to know
-from .. import gans, generated, images, own_data, pretrained, train  # noqa: F401
 from ..config import from_dict
 from ..files import home, read_json, read_tensors, root, write_json
 from ..losses import mean_probability
 from .stats import RECORD_COLUMNS
+from ..plan import import_kinds
 
 # %% ../../nbs/lib/paper/15_ledger.ipynb #c005
 _VERSION = '0.2'  # of the files that are written here
@@ -275,6 +274,7 @@ def _complete(config, version):
     "The JSON of a config with every field written out, in today's names."
     if version == '0.1':
         return _today(config)
+    import_kinds(config)
     try:
         return from_dict(config).to_dict()
     except ValueError as e:
