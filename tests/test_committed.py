@@ -11,6 +11,7 @@ import pytest
 from xcl.deploy import load
 from xcl.evaluate import evaluate, main, named_data
 from xcl.paper.gaze import GazeParams, GazeSection
+from xcl.paper.imagenet import ImagenetParams, ImagenetSection
 from xcl.paper.yours_regression import RegressionParams, RegressionSection
 from xcl.runtime import RuntimeConfig
 
@@ -45,6 +46,8 @@ def section_data(folder):
     "The data of the first seed of a demo whose set has no name on the command line."
     if folder.parent.name == 'gaze':
         return GazeSection('gaze', GazeParams.of(device='cpu')).data(1)
+    if folder.parent.name == 'imagenet':
+        return ImagenetSection('imagenet', ImagenetParams.of(device='cpu')).photos
     return RegressionSection('yours_regression', RegressionParams.of(device='cpu')).images
 
 

@@ -52,6 +52,7 @@ class SimganParams(EyeGanParams):
 
     seeds: ClassVar = 1  # a section has them; this one trains no students
     store: ClassVar = 'off'
+    parallel: ClassVar = 1
     seed: int = knob(1, low=1, high=900)  # of rendered people, initial weights and batches
     dataset: str = knob('webcam', paper='real', choices=_TARGETS)  # the target domain
     data_dir: str = knob('')  # of real: an .npz with image (n, 36, 60) uint8
