@@ -31,14 +31,14 @@ EYES = eye_data('procedural', '', split=1, people=4, per_person=64, held_out=1)
 KINDS = {
     'ResNet-18, width 16, ERM': (net('resnet18', width=16), Categorical(10), DIGITS, 128),
     'LeNet, ERM': (net('lenet'), Gaussian(2), EYES, 32),
-}
+}  # network, likelihood, data, batch
 
 
 def config(kind: str, seed: int, steps: int) -> Train:
     "Return a run of so many steps; one validation at its end."
     network, likelihood, data, batch = KINDS[kind]
-    n = 128 if batch == 128 else 192
-    epochs = max(1, steps // (n // batch))
+    images = len(data.load(RuntimeConfig('cpu'))[0])
+    epochs = max(1, steps // (images // batch))
     recipe = Recipe('adam', 1e-4, batch, epochs)
     return Train(network, likelihood, data, METHODS['ERM'], recipe, seed, val_every=epochs)
 

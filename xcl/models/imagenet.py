@@ -88,11 +88,6 @@ class ResNet(Classifier):
         "Return the logits; raises `ValueError` on other shapes or types."
         return self.trunk(self.normalise(x))
 
-# %% ../../nbs/lib/28_models_imagenet.ipynb #c012
-_IMAGENET_NETS = {
-    'imagenet_resnet': ResNet
-}  # name in a config -> class; call with n_out, sizes, mean, std
-
 # %% ../../nbs/lib/28_models_imagenet.ipynb #c028
 def flops(
     net: nn.Module,  # called with images; it stays as it is
