@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import threading
 import traceback
+from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -206,6 +207,9 @@ def list_failures(
         raise SystemExit(f'{len(lines)} of {len(configs)} runs failed:\n' + '\n'.join(lines))
 
 # %% ../nbs/lib/69_grid.ipynb #c010b
+_say = partial(print, flush=True)  # a log file has each line at once
+
+
 def make_all(
     path: Path,  # of the plan
     configs: list,  # of RunConfig, as `read_plan` returns them
@@ -213,7 +217,7 @@ def make_all(
     workers: int,  # processes, 1 or more
     allow: tuple = (),  # as for `read_plan`
     paths: dict = None,  # digest -> path, beside those of the plan
-    say=print,  # called with each line of progress
+    say=_say,  # called with each line of progress
 ) -> dict:  # number of a run that failed -> text, whose last line says why
     "Make all runs of a plan."
     grid, idle, busy = Grid(configs), [], []
