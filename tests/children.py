@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from types import SimpleNamespace
 
+import nbformat
 import pytest
 import torch
 
@@ -25,8 +26,16 @@ from xcl.trainer import Trainer
 from xcl.transfer import CutMix, Empirical, RandomChoice
 
 SERVER = multiprocessing.get_context('forkserver')
-# torch._dynamo: 900 modules that a first optimiser imports
-SERVER.set_forkserver_preload(['xcl.train', 'xcl.eye_renderer', 'torch._dynamo'])
+# torch._dynamo: 900 modules that a first optimiser imports; the last three: what notebooks import
+PRELOADED = (
+    'xcl.train',
+    'xcl.eye_renderer',
+    'torch._dynamo',
+    'xcl.paper.gaze',
+    'papermill',
+    'execnb.shell',
+)
+SERVER.set_forkserver_preload(list(PRELOADED))
 # files that may differ between two runs of one config
 OF_THE_MACHINE = 'provenance.json', 'holder.json', 'lock'
 # CutMix as on CIFAR: half of the batches are cut
@@ -92,6 +101,27 @@ def make(*args, **kw):
     child = start(*args, **kw)
     child.join(600)
     return child.exitcode
+
+
+def _notebook(path, out, home, params):
+    "What a child does: execute a notebook with parameters, and write it with its outputs."
+    from execnb.shell import CaptureShell
+    from papermill.iorw import load_notebook_node
+    from papermill.parameterize import parameterize_notebook
+
+    os.environ['XCL_HOME'] = str(home)
+    os.chdir(out.parent)
+    out.write_text(nbformat.writes(parameterize_notebook(load_notebook_node(str(path)), params)))
+    CaptureShell(mpl_format='png').execute(out, out)
+
+
+def execute(path, out, home, **params):
+    "The notebook as executed in a process that has imported PyTorch already; an error is among its outputs."
+    child = SERVER.Process(target=_notebook, args=(path, out, home, params))
+    child.start()
+    child.join(600)
+    assert child.exitcode == 0, f'{path.name}: exit code {child.exitcode}'
+    return nbformat.read(out, as_version=4)
 
 
 def undisturbed(tmp_path_factory, cfg, hook=None):

@@ -1,7 +1,7 @@
-"""Experiment notebooks as a user runs them: under papermill, at preset smoke, and with slips.
+"""Experiment notebooks as a user runs them: at preset smoke, and with slips.
 
-Each notebook is executed once, gaze by README's command, the others by papermill in this process.
-What a run writes goes below XCL_HOME, so nothing here writes into the checkout.
+Each notebook is executed once: gaze by README's command, through papermill and a Jupyter kernel; the others
+in a process that has imported PyTorch already. What a run writes goes below XCL_HOME.
 """
 
 import base64
@@ -15,8 +15,8 @@ from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
-import papermill
 import pytest
+from children import execute
 
 ROOT = Path(__file__).resolve().parent.parent
 GAZE = ROOT / 'nbs' / 'gaze.ipynb'
@@ -63,21 +63,6 @@ def papermill_command(words, home, cwd):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def execute(nb, folder, home, **params):
-    "The executed notebook, by papermill in this process; the kernel is another one."
-    with pytest.MonkeyPatch.context() as mp:
-        mp.setenv('XCL_HOME', str(home))
-        return papermill.execute_notebook(
-            nb,
-            folder / 'out.ipynb',
-            params,
-            kernel_name='python3',
-            progress_bar=False,
-            execution_timeout=TIMEOUT,
-            cwd=folder,
-        )
-
-
 @pytest.fixture(scope='module', params=EXPERIMENTS, ids=lambda o: o.stem)
 def smoke(request, tmp_path_factory):
     "An experiment, executed with seed 7 in a fresh home."
@@ -89,9 +74,8 @@ def smoke(request, tmp_path_factory):
         command = 'papermill nbs/gaze.ipynb out.ipynb -p seed 7 -p preset smoke -p device cpu'
         papermill_command(command, tmp / 'home', tmp)
     else:
-        execute(
-            nb, tmp, tmp / 'home', preset='smoke', seed=7, **dict(device='cpu') if trains else {}
-        )
+        device = dict(device='cpu') if trains else {}
+        execute(nb, tmp / 'out.ipynb', tmp / 'home', preset='smoke', seed=7, **device)
     page = json.loads((tmp / 'out.ipynb').read_text())
     cells = [c for c in page['cells'] if c['cell_type'] == 'code']
     return SimpleNamespace(
@@ -115,7 +99,8 @@ def texts(outputs):
 
 
 def test_every_cell_ran(smoke):
-    assert all(c['execution_count'] for c in smoke.cells if ''.join(c['source']).strip())
+    assert not [o['evalue'] for o in smoke.outputs if o['output_type'] == 'error']
+    assert smoke.cells[-1]['outputs'] and len(smoke.outputs) >= 5
 
 
 def test_the_seed_arrives(smoke):
@@ -146,7 +131,6 @@ def test_there_is_a_summary(smoke):
 
 
 def test_it_is_quiet(smoke):
-    assert not [o for o in smoke.outputs if o['output_type'] == 'error']
     bar = r'\d+%\||\d(it|step|s|person)/(s|it|step|person)\b'
     assert not re.search(bar, texts(smoke.outputs)), 'a progress bar where nobody looks'
     stderr = ''.join(''.join(o['text']) for o in smoke.outputs if o.get('name') == 'stderr')
@@ -161,7 +145,7 @@ def test_outputs_go_below_home(smoke):
 
 def test_the_parameters_are_recorded(smoke):
     given = dict(preset='smoke', seed=7) | (dict(device='cpu') if smoke.trains else {})
-    assert smoke.papermill['parameters'] == given and not smoke.papermill['exception']
+    assert smoke.papermill['parameters'] == given
 
 
 def test_from_scratch_shows_what_it_says(monkeypatch):
@@ -202,13 +186,6 @@ def refused(nb, **params):
 def test_an_unknown_parameter_is_refused_at_once(nb):
     said = refused(nb, preset='smoke', sed=1)
     assert re.search(r"ParameterError: unknown parameter 'sed'.*\bseed\b", said), said
-
-
-def test_papermill_stops_where_a_notebook_refuses(tmp_path):
-    with pytest.raises(papermill.PapermillExecutionError) as e:
-        execute(GAZE, tmp_path, os.environ['XCL_HOME'], preset='smoke', sed=1)
-    assert (e.value.ename, "unknown parameter 'sed'" in e.value.evalue) == ('ParameterError', True)
-    assert not list(Path(os.environ['XCL_HOME']).rglob('config.json')), 'it has begun to train'
 
 
 SLIPS = {

@@ -44,8 +44,8 @@ def names(self: Report) -> list:
 @patch(as_prop=True)
 def colours(self: Report) -> dict:  # row -> colour
     "Return the colours of rows and teacher."
-    rows = (*self.rows, self.teacher_row)
-    return {row.name: row.colour for row in rows if row.name in self.names}
+    rows, names = (*self.rows, self.teacher_row), self.names
+    return {row.name: row.colour for row in rows if row.name in names}
 
 
 @patch(as_prop=True)
