@@ -16,7 +16,7 @@ import torch
 from fastcore.basics import patch
 
 from ..config import Config
-from ..grid import make_all
+from ..grid import in_order, make_all
 from ..likelihoods import Categorical, Likelihood
 from ..nets import Net
 from .checks import check_network, check_room, check_run
@@ -220,6 +220,7 @@ def _count_done(bar, todo, words):
 
 def _make_in_processes(configs, runtime, count, say):
     "Make runs, `count` at a time, each in another process. Raises RuntimeError where one fails."
+    configs = in_order(configs)
     try:
         allow = tuple(own_modules(tuple(configs)))
     except ValueError as e:
