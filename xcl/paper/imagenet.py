@@ -16,7 +16,7 @@ from fastcore.basics import patch
 
 from ..config import Config
 from ..drawn_photos import drawn_folder
-from ..files import home
+from ..files import home, root
 from ..folders import HOW, V2, FolderData, Thumbnails, folder_data, v2_sets
 from ..gans import GAN_RECIPES, BigGAN
 from ..generated import Offline
@@ -44,15 +44,19 @@ from ..transfer import Transfer
 STUDENTS = Rows(row for row in IMAGENET if row.name != 'teacher')
 _DEPTHS = tuple(sorted(DEPTHS))
 
+_MOST_VAL = 300  # drawn validation images of each class
+_SCENES = dict(easy=dict(classes=6, clutter=0.3), full=dict(classes=12, clutter=1.0))
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImagenetParams(SectionParams):
     "Parameters of A.5."
 
-    seeds: int = knob(1, low=1, high=99)  # how many
+    seeds: int = knob(1, demo=3, low=1, high=99)  # how many
     dataset: str = knob('drawn', paper='folder', choices=('drawn', 'folder'))
     v2_dir: str = knob('')  # holds ImageNetV2's folders; '': no test on them (drawn has its own)
-    drawn: int = knob(smoke=8, demo=60, paper=0, low=0, high=10**4)  # training images of a class
+    drawn: int = knob(smoke=8, demo=100, paper=0, low=0, high=9999)  # training images of a class
+    scenes: str = knob('full', demo='easy', choices=tuple(_SCENES))  # of drawn photographs
     train_size: int = knob(0, low=0, high=10**8)  # as many of each class; 0: all
     size: int = knob(smoke=32, demo=48, paper=224, low=16, high=1024)  # pixels a side
     resize: int = knob(smoke=36, demo=54, paper=256, low=16, high=2048)  # before the centre crop
@@ -60,15 +64,15 @@ class ImagenetParams(SectionParams):
     rows: Rows = knob(
         'ERM, MixUp, CutMix, KD, XCL-Mix',
         smoke='ERM, KD, XCL-Mix, XCL-GAN',
-        demo=', '.join(STUDENTS.names),
         rows=STUDENTS,
     )
-    budget: float = knob(smoke=0.004, demo=0.1, paper=1.0, low=0.001, high=1)  # of 300 epochs
-    batch: int = knob(smoke=32, demo=64, paper=1024, low=2, high=10**6)  # images a step
+    budget: float = knob(smoke=0.004, demo=0.2, paper=1.0, low=0.001, high=1)  # of 300 epochs
+    batch: int = knob(smoke=32, demo=32, paper=1024, low=2, high=10**6)  # images a step
     micro_batch: int = knob(smoke=16, demo=32, paper=128, low=2, high=10**6)
     depth: int = knob(smoke=10, demo=10, paper=50, choices=_DEPTHS)  # layers of a student
     width: int = knob(smoke=16, demo=16, paper=64, low=16, high=1024)  # channels of its stem
-    teacher: str = knob('', paper='resnet152d')  # '': trained here; 'xcl': packed; a timm name
+    # 'auto': see `teacher_source`; '': trained here; 'xcl': packed; a timm name
+    teacher: str = knob('', demo='auto', paper='resnet152d')
     weights: str = knob('')  # file of that teacher; '': timm's own weights
     members: int = knob(1, low=1, high=64)  # networks of a teacher that is trained here
     teacher_depth: int = knob(smoke=10, demo=18, paper=152, choices=_DEPTHS)
@@ -79,8 +83,8 @@ class ImagenetParams(SectionParams):
     gan_budget: float = knob(smoke=0.005, demo=0.25, paper=1.0, low=0.0001, high=1)
     generated: int = knob(smoke=48, demo=1000, paper=10**6, low=1, high=10**8)  # stored images
     precision: str = knob('fp32', paper='bf16', choices=('fp32', 'bf16'))
-    val_every: int = knob(smoke=1, demo=5, paper=1, low=1, high=10**4)  # epochs
-    parallel: int = knob(1, low=1, high=64)  # runs at a time; each has its own decoding processes
+    val_every: int = knob(smoke=1, demo=15, paper=1, low=1, high=10**4)  # epochs
+    parallel: int = knob(1, demo=2, low=1, high=64)  # runs at a time; each has its own workers
     workers: int = knob(-1, low=-1, high=256)  # decode; -1: one for each CPU but one, at most 16
     world_size: int = knob(1, low=1, high=10**5)  # above 1: torchrun trains, the notebook reads
     tflops: float = knob(75.0, low=0.001, high=10**6)  # that a GPU sustains, an assumption
@@ -103,7 +107,10 @@ def _rules(P):
         drawn=(P.dataset == 'drawn' and P.drawn < 3, 'at least 3 with dataset drawn'),
         micro_batch=(P.batch % min(P.micro_batch, P.batch), f'divisors of batch, {P.batch}'),
         size=(P.size > P.resize, f'up to resize, {P.resize}'),
-        weights=(P.weights and not P.teacher, "'' without teacher; with it 'xcl' or a timm name"),
+        weights=(
+            P.weights and P.teacher in ('', 'auto'),
+            "'' without teacher; with it 'xcl' or a timm name",
+        ),
         teacher=(P.teacher == 'xcl' and not P.weights, "'xcl' with weights, a packed file"),
         generator=(no_generator, f"'module:function' for XCL-GAN, or gan = one of {recipes}"),
     )
@@ -127,8 +134,9 @@ class ImagenetSection(Section):
     def images(self) -> Path:  # holds train/ and val/
         "Return the folder of the data; rendered here with dataset drawn."
         P = self.P
-        rendered = P.dataset == 'drawn'
-        return drawn_folder(0, P.drawn, max(2, P.drawn // 2)) if rendered else Path(P.data_dir)
+        if P.dataset == 'folder':
+            return Path(P.data_dir)
+        return drawn_folder(0, P.drawn, min(P.drawn, _MOST_VAL), **_SCENES[P.scenes])
 
     @cached_property
     def photos(self) -> FolderData:
@@ -186,15 +194,27 @@ def recipe(self: ImagenetSection, row: Row, net: Net, budget: float) -> Recipe:
     return replace(super(ImagenetSection, self).recipe(row, net, budget), **batches, **rates)
 
 # %% ../../nbs/lib/paper/33_imagenet.ipynb #c014
+_DRAWN_TEACHER = 'imagenet/drawn_teacher/teacher-seed1001.xcl'  # in outputs/: of easy scenes
+
+
+@patch(as_prop=True)
+def teacher_source(self: ImagenetSection) -> tuple:  # ('', 'xcl' or a name of timm; its file or '')
+    "Return what teaches; 'auto' is a committed network where the photographs are its own."
+    P = self.P
+    if P.teacher != 'auto':
+        return P.teacher, P.weights
+    own = P.dataset == 'drawn' and P.scenes == 'easy'
+    return ('xcl', str(root() / 'outputs' / _DRAWN_TEACHER)) if own else ('', '')
+
+
 @patch
 def teachers(self: ImagenetSection, seed: int, name: str = 'teacher') -> tuple:
     "Return the given teacher, or the members that are trained here. Raises what `given` raises."
-    P = self.P
-    if not P.teacher:
+    source, file = self.teacher_source
+    if not source:
         return super(ImagenetSection, self).teachers(seed, name)
     if not self.given:
-        files = (P.weights,) if P.weights else ()
-        architecture = None if P.teacher == 'xcl' else P.teacher
+        files, architecture = (file,) if file else (), None if source == 'xcl' else source
         self.given = (given(*files, net=architecture, classes=self.photos.classes),)
     return self.given
 
@@ -204,7 +224,7 @@ def readings(
     self: ImagenetSection,
 ) -> pd.DataFrame:  # index: reading of the teacher's outputs; top-1 (%), p
     "Return how accurate a given teacher is, as configured and otherwise. Raises TeacherMismatch."
-    if not self.P.teacher:
+    if not self.teacher_source[0]:
         trained = {'top-1 (%)': ['trained here: see the table']}
         return pd.DataFrame(trained, index=pd.Index(['as configured'], name='reading'))
     if self.checked is None:
@@ -365,11 +385,13 @@ def description(self: ImagenetSection) -> str:
     "Return the setting in one sentence; captions take what stands before its first colon."
     P, (train, val) = self.P, self.sets
     kind = 'Photographs of a folder' if self.private else 'Rendered JPEGs (not ImageNet)'
+    source, file = self.teacher_source
     own = f'a ResNet-{P.teacher_depth} of width {P.teacher_width} with CutMix'
+    given = f'the packed network {Path(file).name}' if source == 'xcl' else source
     steps = self.recipe(STUDENTS['KD'], self.network(STUDENTS['KD']), P.budget).steps(len(train))
     return (
         f'{kind}, {len(train):,} to train on, {self.photos.classes} classes, {P.size}x{P.size}, '
         f'{seeds_text(self.seeds)}: ResNet-{P.depth}s of width {P.width}, {P.budget:g} of the '
-        f'recipe ({steps:,} steps), taught by {P.teacher or own}, {P.precision}; measured on '
+        f'recipe ({steps:,} steps), taught by {given or own}, {P.precision}; measured on '
         f'{len(val):,} validation images after the last epoch, without selection.'
     )
