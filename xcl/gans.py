@@ -182,6 +182,7 @@ class GanTrainer:
         if found := run.load_checkpoint():
             self.unpack(*found)
         self.saved_at = time.monotonic()
+        self.shown = 0, None  # step and averaged generator of the last interval
         self.captured = None
         if self.device.startswith('cuda') and run.runtime.capture:
             self.captured = Captured(self.update_networks, self.device, self.opt_g, self.opt_d)
@@ -368,7 +369,8 @@ def end_interval(self: GanTrainer) -> dict:  # the row
     "Write a grid of samples and append a row to the curve."
     done = (self.step - 1) % self.cfg.every + 1
     self._check_losses(done)
-    generator = image_generator(self.averaged_generator())
+    self.shown = self.step, self.averaged_generator()
+    generator = image_generator(self.shown[1])
     path = self.run.folder / f'samples-{self.step:07}.safetensors'
     write_tensors(path, dict(x=sample_grid(generator, self.cfg.seed)))
     row = dict(step=self.step)
@@ -395,4 +397,6 @@ def train_gan(cfg: BigGAN, run: Run) -> None:
     result['steps'] = steps
     for name, net in ('parameters_g', loop.G), ('parameters_d', loop.D):
         result[name] = sum(p.numel() for p in net.parameters())
-    run.finish(result, loop.curve, weights=loop.averaged_generator().state_dict())
+    step, net = loop.shown  # of the last interval, unless this process only found it finished
+    net = net if step == steps else loop.averaged_generator()
+    run.finish(result, loop.curve, weights=net.state_dict())

@@ -52,7 +52,7 @@ _SCENES = dict(easy=dict(classes=6, clutter=0.3), full=dict(classes=12, clutter=
 class ImagenetParams(SectionParams):
     "Parameters of A.5."
 
-    seeds: int = knob(1, demo=3, low=1, high=99)  # how many
+    seeds: int = knob(1, low=1, high=99)  # how many
     dataset: str = knob('drawn', paper='folder', choices=('drawn', 'folder'))
     v2_dir: str = knob('')  # holds ImageNetV2's folders; '': no test on them (drawn has its own)
     drawn: int = knob(smoke=8, demo=100, paper=0, low=0, high=9999)  # training images of a class
