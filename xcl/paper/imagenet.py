@@ -55,7 +55,7 @@ class ImagenetParams(SectionParams):
     seeds: int = knob(1, low=1, high=99)  # how many
     dataset: str = knob('drawn', paper='folder', choices=('drawn', 'folder'))
     v2_dir: str = knob('')  # holds ImageNetV2's folders; '': no test on them (drawn has its own)
-    drawn: int = knob(smoke=8, demo=100, paper=0, low=0, high=9999)  # training images of a class
+    drawn: int = knob(smoke=8, demo=50, paper=0, low=0, high=9999)  # training images of a class
     scenes: str = knob('full', demo='easy', choices=tuple(_SCENES))  # of drawn photographs
     train_size: int = knob(0, low=0, high=10**8)  # as many of each class; 0: all
     size: int = knob(smoke=32, demo=48, paper=224, low=16, high=1024)  # pixels a side
@@ -66,7 +66,7 @@ class ImagenetParams(SectionParams):
         smoke='ERM, KD, XCL-Mix, XCL-GAN',
         rows=STUDENTS,
     )
-    budget: float = knob(smoke=0.004, demo=0.2, paper=1.0, low=0.001, high=1)  # of 300 epochs
+    budget: float = knob(smoke=0.004, demo=0.6, paper=1.0, low=0.001, high=1)  # of 300 epochs
     batch: int = knob(smoke=32, demo=32, paper=1024, low=2, high=10**6)  # images a step
     micro_batch: int = knob(smoke=16, demo=32, paper=128, low=2, high=10**6)
     depth: int = knob(smoke=10, demo=10, paper=50, choices=_DEPTHS)  # layers of a student
@@ -83,7 +83,7 @@ class ImagenetParams(SectionParams):
     gan_budget: float = knob(smoke=0.005, demo=0.25, paper=1.0, low=0.0001, high=1)
     generated: int = knob(smoke=48, demo=1000, paper=10**6, low=1, high=10**8)  # stored images
     precision: str = knob('fp32', paper='bf16', choices=('fp32', 'bf16'))
-    val_every: int = knob(smoke=1, demo=15, paper=1, low=1, high=10**4)  # epochs
+    val_every: int = knob(smoke=1, demo=45, paper=1, low=1, high=10**4)  # epochs
     parallel: int = knob(1, demo=2, low=1, high=64)  # runs at a time; each has its own workers
     workers: int = knob(-1, low=-1, high=256)  # decode; -1: one for each CPU but one, at most 16
     world_size: int = knob(1, low=1, high=10**5)  # above 1: torchrun trains, the notebook reads
