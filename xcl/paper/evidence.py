@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+import yaml
 
 from ..files import root
 from ..models.binary import binary_convs
@@ -42,6 +43,14 @@ class Setting:
         "Return notebook, setting and part, e.g. 'resnet18/demo'."
         label = f'{self.notebook}/{self.name}'
         return f'{label}, {self.part}' if self.part else label
+
+    @property
+    def is_demo(self) -> bool:
+        "Return whether it is the preset demo, or a variation of it on data that need no folder."
+        path = self.folder / 'params.yaml'
+        given = yaml.safe_load(path.read_text(encoding='utf-8')) if path.is_file() else {}
+        varied = given.get('preset') == 'demo' and not given.get('data_dir')
+        return self.name == 'demo' or varied
 
     @property
     def page(self) -> Path | None:
@@ -127,7 +136,7 @@ def distance(setting: Setting) -> Distance:
     else:
         text, data = setting.part, ''
     full = data == 'cifar100' and text.split(';')[0] == 'full recipe'
-    scale = 'demo' if setting.name == 'demo' else SCALES[0] if full else 'campaign'
+    scale = 'demo' if setting.is_demo else SCALES[0] if full else 'campaign'
     return Distance(scale, data, text)
 
 # %% ../../nbs/lib/paper/44_evidence.ipynb #c015
