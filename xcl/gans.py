@@ -387,16 +387,14 @@ def train_gan(cfg: BigGAN, run: Run) -> None:
     Raises NotFinite."""
     loop, steps = GanTrainer(cfg, run), cfg.recipe.steps
 
-    def ended():
-        return loop.end_interval() if loop.step % cfg.every == 0 or loop.step == steps else None
-
+    at_end = lambda: loop.step % cfg.every == 0 or loop.step == steps
+    ended = lambda: loop.end_interval() if at_end() else None
     run_loop(loop, steps, ended)
     result = {k: v for k, v in loop.curve[-1].items() if k in QUALITY}
     if loop.evaluator:
         result |= loop.evaluator.reference
     result['steps'] = steps
-    for name, net in ('parameters_g', loop.G), ('parameters_d', loop.D):
-        result[name] = sum(p.numel() for p in net.parameters())
-    step, net = loop.shown  # of the last interval, unless this process only found it finished
-    net = net if step == steps else loop.averaged_generator()
+    for name, part in ('parameters_g', loop.G), ('parameters_d', loop.D):
+        result[name] = sum(p.numel() for p in part.parameters())
+    net = loop.shown[1] if loop.shown[0] == steps else loop.averaged_generator()
     run.finish(result, loop.curve, weights=net.state_dict())
