@@ -386,7 +386,6 @@ def train_gan(cfg: BigGAN, run: Run) -> None:
     """Train to the end of the recipe and finish the run; continues from a checkpoint bit for bit.
     Raises NotFinite."""
     loop, steps = GanTrainer(cfg, run), cfg.recipe.steps
-
     at_end = lambda: loop.step % cfg.every == 0 or loop.step == steps
     ended = lambda: loop.end_interval() if at_end() else None
     run_loop(loop, steps, ended)
