@@ -49,6 +49,7 @@ def section_data(folder):
         return GazeSection('gaze', GazeParams.of(device='cpu')).data(1)
     if folder.parent.name == 'imagenet':
         given = yaml.safe_load((folder / 'params.yaml').read_text()) | dict(device='cpu')
+        del given['data']  # the digest
         return ImagenetSection('imagenet', ImagenetParams.of(**given)).photos
     return RegressionSection('yours_regression', RegressionParams.of(device='cpu')).images
 

@@ -420,12 +420,18 @@ def _prose(path):
 
 
 def test_links_lead_somewhere():
-    pages = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *(ROOT / 'nbs').rglob('*.ipynb')]
+    "In pages, and in executed notebooks, whose links are those of the notebook in nbs."
+    pages = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', ROOT / 'outputs' / 'README.md']
+    beside = {p: p.parent for p in (*pages, *(ROOT / 'nbs').rglob('*.ipynb'))}
+    beside |= dict.fromkeys((ROOT / 'outputs').glob('*/*/notebook.ipynb'), ROOT / 'nbs')
     links = {
-        (p, o) for p in pages for o in re.findall(r'\]\(([^)#\s]+)', _prose(p)) if '//' not in o
+        (p, at / o)
+        for p, at in beside.items()
+        for o in re.findall(r'\]\(([^)#\s]+)', _prose(p))
+        if '//' not in o
     }
     assert len(links) > 100
-    assert not sorted(f'{p.name}: {o}' for p, o in links if not (p.parent / o).exists())
+    assert not sorted(f'{p.relative_to(ROOT)}: {o}' for p, o in links if not o.exists())
 
 
 def test_readme_is_filled_in():
