@@ -27,15 +27,16 @@ from xcl.transfer import CutMix, Empirical, RandomChoice
 
 SERVER = multiprocessing.get_context('forkserver')
 # torch._dynamo: 900 modules that a first optimiser imports; the last three: what notebooks import
-PRELOADED = (
-    'xcl.train',
-    'xcl.eye_renderer',
-    'torch._dynamo',
-    'xcl.paper.gaze',
-    'papermill',
-    'execnb.shell',
+SERVER.set_forkserver_preload(
+    [
+        'xcl.train',
+        'xcl.eye_renderer',
+        'torch._dynamo',
+        'xcl.paper.gaze',
+        'papermill',
+        'execnb.shell',
+    ]
 )
-SERVER.set_forkserver_preload(list(PRELOADED))
 # files that may differ between two runs of one config
 OF_THE_MACHINE = 'provenance.json', 'holder.json', 'lock'
 # CutMix as on CIFAR: half of the batches are cut
@@ -116,12 +117,16 @@ def _notebook(path, out, home, params):
 
 
 def execute(path, out, home, **params):
-    "The notebook as executed in a process that has imported PyTorch already; an error is among its outputs."
+    "The notebook as executed in a process that has imported PyTorch already; fails where a cell does."
     child = SERVER.Process(target=_notebook, args=(path, out, home, params))
     child.start()
     child.join(600)
+    child.kill()  # where it hangs
     assert child.exitcode == 0, f'{path.name}: exit code {child.exitcode}'
-    return nbformat.read(out, as_version=4)
+    page = nbformat.read(out, as_version=4)
+    outputs = [o for c in page.cells if c.cell_type == 'code' for o in c.outputs]
+    assert not (errors := [o.evalue for o in outputs if o.output_type == 'error']), errors
+    return page
 
 
 def undisturbed(tmp_path_factory, cfg, hook=None):

@@ -4,10 +4,9 @@ import json
 import shutil
 from dataclasses import replace
 
-import papermill
 import pytest
 import torch
-from children import folder
+from children import execute, folder
 from conftest import ROOT
 from PIL import Image
 
@@ -162,23 +161,11 @@ def test_a_teacher_that_only_guesses_is_refused(photos, tmp_path, xcl_home):
     assert not list(xcl_home.rglob('config.json')), 'it has begun to train'
 
 
-def execute(tmp_path, **params):
-    "The notebook at preset smoke."
-    return papermill.execute_notebook(
-        NOTEBOOK,
-        tmp_path / 'out.ipynb',
-        dict(preset='smoke', device='cpu', **params),
-        kernel_name='python3',
-        progress_bar=False,
-        execution_timeout=300,
-        cwd=tmp_path,
-    )
-
-
 def test_the_notebook_on_a_folder_with_a_teacher_from_elsewhere(photos, good, tmp_path, xcl_home):
     "A user's own folder: photographs stay out of the stored notebook, captions say what they are."
     given = dict(dataset='folder', data_dir=str(photos), v2_dir=str(photos), workers=0)
-    done = execute(tmp_path, teacher='xcl', weights=str(good[0]), rows='KD', **given)
+    given |= dict(preset='smoke', device='cpu', teacher='xcl', weights=str(good[0]), rows='KD')
+    done = execute(NOTEBOOK, tmp_path / 'out.ipynb', xcl_home, **given)
     shown = json.dumps([c.outputs for c in done.cells if c.cell_type == 'code'])
     assert 'as configured' in shown
     assert 'Photographs of a folder' in shown and 'SMOKE' in shown and 'V2-C' in shown

@@ -214,7 +214,8 @@ def teachers(self: ImagenetSection, seed: int, name: str = 'teacher') -> tuple:
     if not source:
         return super(ImagenetSection, self).teachers(seed, name)
     if not self.given:
-        files, architecture = (file,) if file else (), None if source == 'xcl' else source
+        files = (file,) if file else ()
+        architecture = None if source == 'xcl' else source
         self.given = (given(*files, net=architecture, classes=self.photos.classes),)
     return self.given
 
