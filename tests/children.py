@@ -26,7 +26,7 @@ from xcl.trainer import Trainer
 from xcl.transfer import CutMix, Empirical, RandomChoice
 
 SERVER = multiprocessing.get_context('forkserver')
-# torch._dynamo: 900 modules that a first optimiser imports; the last three: what notebooks import
+# torch._dynamo: 900 modules that a first optimiser imports; then what notebooks import
 SERVER.set_forkserver_preload(
     [
         'xcl.train',
@@ -35,6 +35,7 @@ SERVER.set_forkserver_preload(
         'xcl.paper.gaze',
         'papermill',
         'execnb.shell',
+        'children',  # this module, which each child imports
     ]
 )
 # files that may differ between two runs of one config

@@ -18,6 +18,8 @@ os.environ.setdefault(
 os.environ.setdefault('MPLBACKEND', 'Agg')
 
 ROOT = Path(__file__).resolve().parent.parent
+# programs that a test starts find the modules of this folder
+os.environ['PYTHONPATH'] = os.pathsep.join([str(ROOT / 'tests'), os.environ.get('PYTHONPATH', '')])
 # 40 s and more on two cores, the longest first
 LONGEST = [
     'test_generated',
@@ -119,8 +121,6 @@ def place(tmp_path):
 @pytest.fixture
 def tosses(tmp_path, monkeypatch, xcl_home):
     "The module of runs that take no time, importable in other processes; its log is `tmp_path / 'log'`."
-    path = os.environ.get('PYTHONPATH', '')
-    monkeypatch.setenv('PYTHONPATH', f'{ROOT / "tests"}{os.pathsep}{path}')
     monkeypatch.setenv('LOG', str(tmp_path / 'log'))
     sys.modules.pop('tosses', None)  # it reads $LOG when it is imported
     yield importlib.import_module('tosses')

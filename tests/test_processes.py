@@ -210,7 +210,7 @@ def launch(plan, home, processes, *words, torchrun=True):
 @pytest.fixture
 def plan(tmp_path):
     path = tmp_path / 'plan.json'
-    write_plan(path, [lenet(epochs=20, milestones=(15.0,))])
+    write_plan(path, [lenet(epochs=8, milestones=(6.0,))])
     return path
 
 
@@ -240,7 +240,7 @@ def workers_under(pid):
 def test_a_killed_process_ends_the_job_and_the_rest_is_done_by_any_number(plan, tmp_path, xcl_home):
     """One of two is killed after a checkpoint: a clear message, an exit code, and one process finishes what
     two began."""
-    cfg, home = lenet(epochs=20, milestones=(15.0,)), tmp_path / 'home'
+    cfg, home = lenet(epochs=8, milestones=(6.0,)), tmp_path / 'home'
     job = launch(plan, home, 2, '--checkpoint-s', '.05')
     checkpoint = home / folder(cfg) / 'checkpoint.safetensors'
     end = time.monotonic() + 120

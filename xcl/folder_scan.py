@@ -9,6 +9,7 @@ __all__ = ['fetched', 'workers_of', 'looked_at', 'scan', 'readable', 'readable_s
 import hashlib
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -53,6 +54,7 @@ def fetched(
     pin: bool = False,  # put tensors where a GPU can copy them from
 ):  # an iterator, arrays as tensors
     "f of each argument, in order, computed ahead of time by workers, whose errors are raised here."
+    fork = workers and sys.platform == 'linux'
     loader = DataLoader(
         _Calls(f),
         batch_size=None,
@@ -60,6 +62,7 @@ def fetched(
         num_workers=workers,
         pin_memory=pin,
         prefetch_factor=2 if workers else None,
+        multiprocessing_context='fork' if fork else None,
         generator=torch.Generator(),  # its own: the global one is not drawn from
     )
     return iter(loader)

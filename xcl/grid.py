@@ -10,6 +10,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import sys
 import threading
 import traceback
 from collections import Counter
@@ -111,9 +112,11 @@ def _end_with_parent() -> None:
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-def _serve(conn, path, allow, paths, runtime, threads) -> None:
+def _serve(conn, environ, path, allow, paths, runtime, threads) -> None:
     "What a worker does: make the runs whose numbers arrive, until None arrives."
     _end_with_parent()
+    os.environ.clear()  # those of the process that it was forked from may be older
+    os.environ.update(environ)
     torch.set_num_threads(threads)
     allow_only(allow)
     configs = read_plan(path, allow)
@@ -126,13 +129,22 @@ def _serve(conn, path, allow, paths, runtime, threads) -> None:
             conn.send((None, traceback.format_exc()))
 
 # %% ../nbs/lib/69_grid.ipynb #c009b
+def _context():
+    "How workers are started: forked from a process that has imported PyTorch, or anew."
+    if sys.platform != 'linux':
+        return multiprocessing.get_context('spawn')
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['xcl.train'])
+    return context
+
+
 class _Worker:
     "A process that makes one run at a time."
 
     def __init__(self, *args):
-        context = multiprocessing.get_context('spawn')
+        context = _context()
         self.conn, there = context.Pipe()
-        self.process = context.Process(target=_serve, args=(there, *args))
+        self.process = context.Process(target=_serve, args=(there, dict(os.environ), *args))
         self.process.start()
         there.close()
         self.current = None  # number of its run
