@@ -80,7 +80,7 @@ class ImagenetParams(SectionParams):
     teacher_budget: float = knob(smoke=0.004, demo=0.15, paper=1.0, low=0.001, high=1)
     generator: str = knob('')  # module:function of a generator; '': a BigGAN, trained here
     gan: str | None = knob(smoke='digits', demo='digits', choices=tuple(GAN_RECIPES))
-    gan_budget: float = knob(smoke=0.005, demo=0.25, paper=1.0, low=0.0001, high=1)
+    gan_budget: float = knob(smoke=0.002, demo=0.25, paper=1.0, low=0.0001, high=1)
     generated: int = knob(smoke=48, demo=1000, paper=10**6, low=1, high=10**8)  # stored images
     precision: str = knob('fp32', paper='bf16', choices=('fp32', 'bf16'))
     val_every: int = knob(smoke=1, demo=45, paper=1, low=1, high=10**4)  # epochs
