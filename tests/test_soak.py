@@ -13,7 +13,7 @@ def test_kills_bad_inputs_and_damaged_files(tmp_path):
         '--kills',
         '4',
         '--kinds',
-        'gaze ERM',
+        'resnet18 CutMix',
         '--inputs',
         '200',
         '--files',
