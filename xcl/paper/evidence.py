@@ -53,6 +53,12 @@ class Setting:
         return self.name == 'demo' or varied
 
     @property
+    def missed_gauge(self) -> bool:
+        "Return whether gauges.json says that the setting cannot show what it was to show."
+        path = self.folder / 'gauges.json'
+        return path.is_file() and not json.loads(path.read_text(encoding='utf-8'))[-1]['met']
+
+    @property
     def page(self) -> Path | None:
         "Return the executed notebook; None where there is none."
         pages = sorted(self.folder.glob('*.ipynb'))
@@ -94,7 +100,7 @@ def collect_settings(
     return [s for s in found if not s.name.startswith('smoke')]
 
 # %% ../../nbs/lib/paper/44_evidence.ipynb #c011
-SCALES = 'full recipe', 'campaign', 'demo'  # nearest to the paper first
+SCALES = 'full recipe', 'campaign', 'demo', 'missed gauge'  # what counts first, first
 
 
 def _recipe_of(runs: pd.DataFrame) -> str:
@@ -136,7 +142,10 @@ def distance(setting: Setting) -> Distance:
     else:
         text, data = setting.part, ''
     full = data == 'cifar100' and text.split(';')[0] == 'full recipe'
-    scale = 'demo' if setting.is_demo else SCALES[0] if full else 'campaign'
+    if setting.missed_gauge:
+        scale = 'missed gauge'
+    else:
+        scale = 'demo' if setting.is_demo else SCALES[0] if full else 'campaign'
     return Distance(scale, data, text)
 
 # %% ../../nbs/lib/paper/44_evidence.ipynb #c015

@@ -42,7 +42,7 @@ from xcl.paper.verdicts import (
 )
 
 # %% ../../nbs/lib/paper/47_results.ipynb #c005
-_MARKS = dict(zip(SCALES, 'os^'))
+_MARKS = dict(zip(SCALES[:3], 'os^'))  # a setting that missed a gauge is not drawn
 _TINTS = {'supported': COLOURS['XCL'], 'contradicted': COLOURS['CutMix']}  # other verdicts: grey
 _UNITS = {
     'points': 'gain in top-1 (points)',
@@ -66,11 +66,12 @@ def _panel(ax, heads, ledger) -> None:
     "Draw the claims of one unit."
     for height, head in enumerate(heads.itertuples()):
         same = (ledger.claim == head.claim) & (ledger.family == head.family) & (ledger.n > 0)
-        if head.n == 0:
+        if head.scale not in _MARKS:
             ax.axhspan(height - 0.5, height + 0.5, color='0.93', lw=0)
         else:
             _mark(ax, head, height)
-        others = ledger[same & (ledger.setting != head.setting)]
+        drawn = ledger.scale.isin(list(_MARKS)) & (ledger.setting != head.setting)
+        others = ledger[same & drawn]
         for k, other in enumerate(others.itertuples(), 1):
             _mark(ax, other, height + 0.42 * k / (len(others) + 1), small=True)
         place = dict(transform=ax.get_yaxis_transform(), va='center', fontsize=8)
@@ -208,7 +209,7 @@ def summary(self: ResultsPage) -> Summary:
     scales = heads.scale[heads.n > 0].value_counts()
     smoke = 'SMOKE - not a result. ' if self.P.preset == 'smoke' else ''
     by_verdict = ', '.join(f'{counts.get(v, 0)} {v}' for v in VERDICTS)
-    by_scale = ', '.join(f'{scales.get(s, 0)} {s}' for s in SCALES)
+    by_scale = ', '.join(f'{scales.get(s, 0)} {s}' for s in _MARKS)
     of = {v: _named(heads[heads.verdict == v]) for v in ('supported', 'contradicted')}
     return Summary(
         (
