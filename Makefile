@@ -23,7 +23,9 @@ WORKERS ?= $(if $(filter cuda,$(FLAGS)),1,2)
 STAMP := $(VENV)/.installed
 # The environment's programs and its kernel come first, whatever else is on PATH and whichever kernel named `python3` the user keeps:
 # JUPYTER_PATH outranks the user's kernelspecs. IN_TEST would turn nbdev_export into a silent no-op.
+# PASSIVE: threads that wait sleep. Beside another busy process a step of two threads takes 0.23 s, not 0.59; alone 0.19 and 0.18.
 ACTIVATE = set -euo pipefail; bin="$$(cd "$(VENV)/bin" && pwd)"; unset PYTHONHOME IN_TEST; export PATH="$$bin:$$PATH" \
+	OMP_WAIT_POLICY="$${OMP_WAIT_POLICY:-PASSIVE}" \
 	JUPYTER_PATH="$${bin%/bin}/share/jupyter$${JUPYTER_PATH:+:$$JUPYTER_PATH}"
 
 EXPERIMENTS := $(sort $(basename $(notdir $(wildcard nbs/*.ipynb))))
