@@ -19,7 +19,8 @@ os.environ.setdefault('MPLBACKEND', 'Agg')
 
 ROOT = Path(__file__).resolve().parent.parent
 # programs that a test starts find the modules of this folder
-os.environ['PYTHONPATH'] = os.pathsep.join([str(ROOT / 'tests'), os.environ.get('PYTHONPATH', '')])
+PLACES = str(ROOT / 'tests'), os.environ.get('PYTHONPATH')
+os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, PLACES))
 # 40 s and more on two cores, the longest first
 LONGEST = [
     'test_generated',
