@@ -63,7 +63,7 @@ site: $(STAMP)  ## all notebooks as pages with an index and a search, in outputs
 
 # Every step sees an empty XCL_HOME that is removed afterwards, so neither finished runs are read nor any touched.
 # The library's notebooks are executed by nbdev_test, the experiments by pytest (once each, at preset smoke).
-# Many tests wait for a process of their own, so pytest has two workers more than nbdev_test.
+# Many tests wait for a process of their own, so pytest has a worker more than nbdev_test.
 test: $(STAMP)  ## export check, notebook tests, pytest, ruff
 	@$(ACTIVATE); home="$$(mktemp -d)"; trap 'rm -rf "$$home"' EXIT; trap 'exit 130' INT; trap 'exit 143' TERM; \
 	export XCL_HOME="$$home" MPLBACKEND=Agg OMP_NUM_THREADS=1; \
@@ -71,7 +71,7 @@ test: $(STAMP)  ## export check, notebook tests, pytest, ruff
 	step 'ruff check, ruff format'; ruff check; ruff format --check; \
 	step 'notebooks clean and exported'; python tests/check_export.py; \
 	step 'nbdev_test'; nbdev_test --path nbs/lib --n_workers $(WORKERS) --do_print --timing --flags '$(FLAGS)'; \
-	step 'pytest'; pytest -n $$(($(WORKERS) + 2)) $(if $(filter slow,$(FLAGS)),--slow); \
+	step 'pytest'; pytest -n $$(($(WORKERS) + 1)) $(if $(filter slow,$(FLAGS)),--slow); \
 	step 'all passed'
 
 export: $(STAMP)  ## write xcl/*.py from the notebooks

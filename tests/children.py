@@ -3,6 +3,7 @@
 A fork server has imported PyTorch once, so that a child is up at once and can be killed often.
 """
 
+import gc
 import multiprocessing
 import os
 import re
@@ -38,6 +39,7 @@ SERVER.set_forkserver_preload(
         'children',  # this module, which each child imports
     ]
 )
+gc.freeze()  # so that no child visits, and thereby copies, what was imported before it was forked
 # files that may differ between two runs of one config
 OF_THE_MACHINE = 'provenance.json', 'holder.json', 'lock'
 # CutMix as on CIFAR: half of the batches are cut
@@ -45,7 +47,7 @@ HALF_CUT = Method('CutMix', RandomChoice(CutMix(), Empirical()), METHODS['CutMix
 
 
 def digit_net(
-    data, method, recipe, seed, teachers=(), width=16, T=1.0, name='resnet18', classes=10, **kw
+    data, method, recipe, seed, teachers=(), width=4, T=1.0, name='resnet18', classes=10, **kw
 ):
     "A ResNet-18, with full-precision or binary weights."
     likelihood = Categorical(classes, T, scale_t2=T != 1)

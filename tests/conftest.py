@@ -4,6 +4,7 @@ Each test gets an XCL_HOME of its own, and so does whatever a fixture trains for
 runs are neither read nor written. Threads: the models are tiny, and beyond four threads they only get slower;
 programs that a test starts inherit the bound."""
 
+import gc
 import importlib
 import os
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+gc.disable()  # while modules are imported; see `pytest_collection_finish`
 os.environ.setdefault(
     'OMP_NUM_THREADS', str(min(4, os.cpu_count() or 1))
 )  # before anything imports torch
@@ -85,6 +87,12 @@ def pytest_collection_modifyitems(config, items):
     if not torch.cuda.is_available():
         for o in needs_gpu:
             o.add_marker(pytest.mark.skip(reason='no CUDA device'))
+
+
+def pytest_collection_finish(session):
+    "From here on the garbage collector looks at what tests make only, not at every imported module."
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope='session')

@@ -87,7 +87,7 @@ def test_digits(digits, monkeypatch, method, targets):
     m = METHODS[method]
     members = digits.members if m.objective.needs_teacher else ()
     kw = dict(targets=targets) if members else {}
-    check(digit_net(digits.data, m, SGD, 1, members, 16, **kw), 5)
+    check(digit_net(digits.data, m, SGD, 1, members, **kw), 5)
 
 
 @pytest.mark.parametrize('method', ['ERM', 'KD', 'XCL-Mix'])

@@ -305,7 +305,7 @@ def test_students_share_set_and_answers(ask, xcl_home, counts):
     first = ensure(ask(KINDS['offline']), HERE)
     assert counts.written == 14
     stored = {p: p.read_bytes() for p in xcl_home.rglob('*.bin')}
-    for kw in dict(seed=2), dict(T=5.0), dict(width=24):
+    for kw in dict(seed=2), dict(T=5.0), dict(width=6):
         counts.generated = counts.evaluated = 0
         assert (
             ensure(ask(KINDS['offline'], **kw), HERE).result['target_entropy']

@@ -119,7 +119,7 @@ def test_parts_are_the_whole_batch_where_images_do_not_meet(tmp_path, xcl_home):
 def digits(**kw):
     data = image_data('digits', train_size=128, val_fraction=0.1, augment=CropFlip(2, False))
     recipe = replace(RESNET, **kw)
-    return Train(net('resnet18', width=16), Categorical(10), data, METHODS['CutMix'], recipe, 1)
+    return Train(net('resnet18', width=4), Categorical(10), data, METHODS['CutMix'], recipe, 1)
 
 
 def test_two_processes_with_batchnorm(tmp_path):

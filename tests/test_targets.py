@@ -63,7 +63,7 @@ def base(tmp_path_factory):
     return taught_digits(tmp_path_factory.mktemp('base'), SMALL, MEMBERS)
 
 
-def student(base, method='XCL-Mix', targets='exact', width=16, epochs=2, T=1.0):
+def student(base, method='XCL-Mix', targets='exact', width=4, epochs=2, T=1.0):
     recipe = replace(SMALL, epochs=epochs)
     return digit_net(base.data, METHODS[method], recipe, 1, base.members, width, T, targets=targets)
 
@@ -232,7 +232,7 @@ def test_killed_classification_run(base, xcl_home, tmp_path):
 
 @pytest.mark.parametrize(
     'targets, other',
-    [('exact', dict(T=5.0)), ('half', dict(width=24))],
+    [('exact', dict(T=5.0)), ('half', dict(width=6))],
     ids=['temperature', 'width'],
 )
 def test_later_student_asks_nobody(ask, xcl_home, asked, monkeypatch, targets, other):
@@ -322,7 +322,7 @@ def test_store_of_other_weights_is_refused(ask, base, filled, xcl_home, no_step)
         path, {k: v + 1e-6 if v.is_floating_point() else v for k, v in read_tensors(path).items()}
     )
     refused(
-        ask(width=24),
+        ask(width=6),
         ValueError,
         'holds other soft targets: weights is .*, expected .* Remove it to have the soft targets computed',
         xcl_home,
@@ -393,7 +393,7 @@ def test_full_disk_when_a_store_grows(ask, filled, xcl_home, asked, monkeypatch,
         mp.setattr(Trainer, 'train_step', lambda self: pytest.fail('it trains'))
         refused(ask(epochs=9), OSError, FULL[how].replace('8', '36'), xcl_home)
         asked.clear()
-    ensure(ask(width=24), STORE)
+    ensure(ask(width=6), STORE)
     assert filled.read_bytes() == before and len(asked) == 1
 
 
@@ -434,7 +434,7 @@ def head(whole):
 )
 def test_damaged_header_is_refused(ask, filled, xcl_home, no_step, change, words):
     filled.write_bytes(change(filled.read_bytes()))
-    refused(ask(width=24), ValueError, f'{re.escape(str(filled))} {words}', xcl_home)
+    refused(ask(width=6), ValueError, f'{re.escape(str(filled))} {words}', xcl_home)
 
 
 def test_flipped_bits_are_asked_again(ask, filled, asked, capsys):
@@ -443,7 +443,7 @@ def test_flipped_bits_are_asked_again(ask, filled, asked, capsys):
     for step in 2, 7:
         bad[len(head(whole)) + step * record + 5] ^= 4
     filled.write_bytes(bad)
-    ensure(ask(width=24), STORE)
+    ensure(ask(width=6), STORE)
     assert (
         '2 of 8 stored steps fail their checksum and are computed again' in capsys.readouterr().out
     )

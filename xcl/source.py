@@ -68,6 +68,12 @@ def _definitions(tree: ast.AST, prefix: str = ''):
         else:
             yield from _definitions(node, prefix)
 
+
+@functools.lru_cache(maxsize=64)
+def _defined(text: str) -> tuple:
+    "The (qualified name, node) of each class and function in a source text."
+    return tuple(_definitions(_tree(text)))
+
 # %% ../nbs/lib/00_source.ipynb #c010
 _WRAPPERS = {
     property: 'fget',
@@ -125,13 +131,13 @@ def _cells() -> list:
 def class_statement(cls: type) -> ast.ClassDef | None:
     "The class statement of `cls`; None where it has none, or none that can be read."
     for f in functions_of(cls).values():
-        for name, node in _definitions(_tree(_text(f.__code__.co_filename))):
+        for name, node in _defined(_text(f.__code__.co_filename)):
             wanted = isinstance(node, ast.ClassDef) and name == cls.__qualname__
             if wanted and lies_inside(node, f):
                 return node
     files = [getattr(sys.modules.get(cls.__module__), '__file__', None) or '<none>']
     files += _cells() if cls.__module__ == '__main__' else []
-    named = [o for f in files for o in _definitions(_tree(_text(f))) if o[0] == cls.__qualname__]
+    named = [o for f in files for o in _defined(_text(f)) if o[0] == cls.__qualname__]
     found = [o for _, o in named if isinstance(o, ast.ClassDef) and _fits(o, cls)]
     return found[-1] if found else None
 
@@ -151,14 +157,14 @@ def _parts(code: types.CodeType) -> tuple:
 
 def function_statement(f: types.FunctionType) -> ast.AST | None:
     "The def or lambda of `f`; None where its source cannot be read or has changed since."
-    code, tree = f.__code__, _tree(_text(f.__code__.co_filename))
+    code, text = f.__code__, _text(f.__code__.co_filename)
     if code.co_name == '<lambda>':
-        lambdas = [o for o in ast.walk(tree) if isinstance(o, ast.Lambda)]
+        lambdas = [o for o in ast.walk(_tree(text)) if isinstance(o, ast.Lambda)]
         found = [o for o in lambdas if o.lineno == code.co_firstlineno]
         if len(found) > 1:
             found = [o for o in found if _same_code(o, code)]
     else:
-        named = [o for _, o in _definitions(tree) if o.name == code.co_name]
+        named = [o for _, o in _defined(text) if o.name == code.co_name]
         first = [min(n.lineno for n in [o, *o.decorator_list]) for o in named]
         found = [o for o, line in zip(named, first) if line == code.co_firstlineno]
     return found[0] if len({*map(normalised, found)}) == 1 else None

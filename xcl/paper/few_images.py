@@ -14,14 +14,12 @@ import yaml
 
 from ..files import home, write_json
 from ..grid import work_off
-from .cifar import CifarSection, ResNet18Params
+from .cifar import CifarSection, ResNet18Params, train_top1
 from .ledger import write_records
 from .rows import RECIPES
 from .stats import METRICS, record
 from ..plan import write_plan
 from ..runs import Run, ensure
-from ..teachers import fold, predict
-from ..train import trained
 
 # %% ../../nbs/lib/paper/39_few_images.ipynb #c005
 def _epochs_of(
@@ -73,16 +71,6 @@ class FewImages:
         return self.section(size, steps).teachers(1)[0]
 
 # %% ../../nbs/lib/paper/39_few_images.ipynb #c007
-def _train_top1(
-    run: Run,  # finished, of a Train
-) -> float:  # %
-    "Return the accuracy of a network on its own training images, without augmentation."
-    cfg, device = run.cfg, run.runtime.device
-    examples = cfg.data.load(run.runtime)[0].to(device)
-    out = predict(fold(trained(run)).to(device), examples)
-    return cfg.data.score(cfg.likelihood, out, examples)['top1']
-
-
 def gauge(
     few: FewImages,
     steps: int,  # of ERM
@@ -94,7 +82,7 @@ def gauge(
     erm = ensure(section.student(section.rows['ERM'], asked['seed']), section.runtime)
     teacher = ensure(few.teacher, section.runtime).result['top1']
     found = dict(
-        erm_train_top1=_train_top1(erm),
+        erm_train_top1=train_top1(erm),
         erm_top1=erm.result['top1'],
         teacher_top1=teacher,
         teacher_over_erm=teacher - erm.result['top1'],
