@@ -3,9 +3,9 @@
     python benchmarks/campaign.py --data-dir CIFAR100 --out DIR --minutes 9
     python benchmarks/campaign.py --tiny --out DIR       digits on a CPU: a test of this script
 
-The setting is nbs/settings/memorised.yaml; its length is found by a rule that looks at no student: LENGTHS are
-tried in turn, with ERM and the teacher of another split and seed. The first that meets GAUGES is that of all
-runs. Where none does, nothing else is trained, and gauges.json says so.
+The setting is nbs/settings/memorised.yaml. Its length is found by a rule that looks at no student: LENGTHS
+are tried in turn, with ERM and the teacher of another split and seed. The first that meets GAUGES is that
+of all runs. Where none does, nothing else is trained, and gauges.json says so.
 
 DIR/gauges.json has what was measured at each length; DIR/reports.tar the reports of the sections that are
 finished, rewritten after each; DIR/runs-<k>.tar the runs themselves, without what only training needs, in
