@@ -21,6 +21,7 @@ import yaml
 from xcl.files import home, root, write_json
 from xcl.grid import work_off
 from xcl.paper.cifar import CifarSection, ResNet18Params
+from xcl.paper.few_images import section_gauges
 from xcl.paper.smoothing import SmoothingParams, SmoothingSection
 from xcl.paper.temperature import TemperatureParams, TemperatureSection
 from xcl.plan import write_plan
@@ -49,7 +50,7 @@ def measure(given, budget, workers):
     plan = home() / 'plans' / f'gauges-{budget:g}.json'
     write_plan(plan, configs)
     work_off(plan, configs, exp.runtime, workers)
-    found = exp.gauges()
+    found = section_gauges(exp)
     met = all(low <= found[name] <= high for name, (low, high) in GAUGES.items())
     return dict(budget=budget, **found, met=met)
 

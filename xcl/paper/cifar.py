@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['with_knobs', 'CifarParams', 'ResNet18Params', 'PyramidNetParams', 'check_depth', 'BinaryNetParams', 'CifarSection',
-           'seeds_text', 'PyramidNetSection', 'BinaryNetSection', 'train_top1', 'targets_entropy', 'pyramid_figure',
-           'pyramid_table']
+           'seeds_text', 'PyramidNetSection', 'BinaryNetSection', 'pyramid_figure', 'pyramid_table']
 
 # %% ../../nbs/lib/paper/26_cifar.ipynb #c003
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from matplotlib.figure import Figure
 from ..config import Config
 from ..images import BUILT_IN, IMAGE_SOURCES, image_data, image_set
 from ..likelihoods import Categorical, Likelihood
-from ..losses import TEMPERS, normalised_entropy
+from ..losses import TEMPERS
 from ..models.cifar import PyramidNet, ResNet18, pyramid_widths
 from ..nets import Net, net
 from .params import ParameterError, SectionParams, knob
@@ -28,11 +27,8 @@ from .predictions import show_photo
 from .row import Row, Rows, likelihood_of
 from .rows import BINARY, CIFAR, PYRAMIDNET, RECIPES, SMOOTHINGS, TEMPERATURES
 from .section import Section
-from ..runs import Run, ensure
-from ..runtime import RuntimeConfig, is_live
-from ..teachers import Ensemble, fold, predict
-from ..train import trained
-from ..transfer import Batch, Empirical, batch_at
+from ..runtime import is_live
+from ..transfer import Batch, batch_at
 
 # %% ../../nbs/lib/paper/26_cifar.ipynb #c006
 def with_knobs(
@@ -345,50 +341,6 @@ def views(self: CifarSection, n: int = 10) -> Figure:
     for ax, y in zip(axs[0], first.y):
         ax.set_title(self.classes[y], fontsize=8)
     return fig
-
-# %% ../../nbs/lib/paper/26_cifar.ipynb #d455130f
-def train_top1(
-    run: Run,  # finished, of a Train
-) -> float:  # %
-    "Return the accuracy of a network on its own training images, without augmentation."
-    cfg, device = run.cfg, run.runtime.device
-    examples = cfg.data.load(run.runtime)[0].to(device)
-    out = predict(fold(trained(run)).to(device), examples)
-    return cfg.data.score(cfg.likelihood, out, examples)['top1']
-
-
-def targets_entropy(
-    members: tuple,  # of Train: a teacher
-    data: Config,  # whose augmented training images are answered, each once
-    seed: int,  # of the student
-    runtime: RuntimeConfig,
-    size: int = 128,  # images of a batch
-) -> float:  # %
-    "Return Ĥ of the targets of a student's first epoch: KD at T = 1."
-    device, train = runtime.device, data.load(runtime)[0].to(runtime.device)
-    networks = [m.network(runtime) for m in members]
-    teacher = Ensemble(networks, members[0].likelihood, device)
-    batches = Empirical().open(train, size, seed, data.augment, runtime)
-    answers = [teacher(*batches(k).inputs) for k in range(len(train) // size)]
-    return 100 * normalised_entropy(torch.cat(answers)).item()
-
-# %% ../../nbs/lib/paper/26_cifar.ipynb #b3fb499c
-@patch
-def gauges(
-    self: CifarSection,
-) -> dict:  # erm_train_top1, erm_top1, teacher_top1, teacher_over_erm, target_entropy; %
-    "Return what the first seed's ERM and its teacher measure; they are trained where they are not yet."
-    seed, runtime = self.P.seed, self.runtime
-    members, erm = self.teachers(seed), ensure(self.student(self.rows['ERM'], seed), runtime)
-    runs = [ensure(member, runtime) for member in members]
-    teacher = self.score_members(members, runs, seed)['top1']
-    return dict(
-        erm_train_top1=train_top1(erm),
-        erm_top1=erm.result['top1'],
-        teacher_top1=teacher,
-        teacher_over_erm=teacher - erm.result['top1'],
-        target_entropy=targets_entropy(members, self.data(seed), seed, runtime),
-    )
 
 # %% ../../nbs/lib/paper/26_cifar.ipynb #c025
 def _compared(depth, alpha):
