@@ -75,9 +75,15 @@ def section_gauges(
     return found | (_erm_gauges(exp, teacher) if 'ERM' in exp.rows else {})
 
 
+def _is_met(name: str, value: float) -> bool:
+    "Whether a gauge is between its lowest and its highest value."
+    _, low, high = GAUGES[name]
+    return low <= value <= high
+
+
 def gauges_met(found: dict) -> bool:
     "Return whether measured gauges are between the lowest and the highest value."
-    return all(low <= found[name] <= high for name, (_, low, high) in GAUGES.items())
+    return all(_is_met(name, found[name]) for name in GAUGES)
 
 # %% ../../nbs/lib/paper/39_gauges.ipynb #de9d25fb
 def gauge_table(
@@ -85,12 +91,14 @@ def gauge_table(
 ) -> pd.DataFrame:  # index: what is measured
     "Return what the gauges measure, what they should, and whether they do; without ERM one of them."
     found = section_gauges(exp)
-    lines = [
-        dict(gauge=text, measured=round(found[name], 1), lowest=low, highest=high)
+    lines = {
+        text: {
+            'measured (%)': round(found[name], 1),
+            'lowest (%)': low,
+            'highest (%)': high,
+            'met': 'yes' if _is_met(name, found[name]) else 'no',
+        }
         for name, (text, low, high) in GAUGES.items()
         if name in found
-    ]
-    table = pd.DataFrame(lines).set_index('gauge')
-    met = table.measured.between(table.lowest, table.highest)
-    table = table.assign(met=met.map({True: 'yes', False: 'no'}))
-    return table.rename(columns=lambda k: k if k == 'met' else f'{k} (%)')
+    }
+    return pd.DataFrame(lines.values(), index=pd.Index(lines, name='gauge'))
