@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = sorted(path.parent for path in (ROOT / 'outputs').glob('*/*/packed.json'))
 CHECKED = {'digits'}  # sets that need no folder
 CPU = RuntimeConfig('cpu', progress=False)
-LIMIT = 5_000_000, 35_000_000  # bytes: of a file, of all of them
+LIMIT = 5_000_000, 30_000_000  # bytes: of a file, of all of them
 
 
 def networks(folder):
