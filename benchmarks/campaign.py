@@ -8,7 +8,7 @@ are tried in turn, with ERM and the teacher of another split and seed. The first
 nbs/lib/paper/39_gauges is that of all runs. Where none does, nothing else is trained.
 
 DIR/gauges.json has what was measured at each length; DIR/reports.tar the reports of the sections that are
-finished, rewritten after each; DIR/runs-<k>.tar the runs themselves, without what only training needs, in
+finished, rewritten after each; DIR/runs-<kk>.tar the runs themselves, without what only training needs, in
 parts that are small enough to be moved. Unpack them in $XCL_HOME: `make publish` finds all runs finished."""
 
 import argparse
@@ -61,19 +61,18 @@ def gauged_length(given, lengths, workers, out, tiny):
     return None
 
 
-def pack(out):
-    "Write the reports and the finished runs of $XCL_HOME as archives."
+def pack(out, packed):
+    "Write the reports, and archives of the finished runs of $XCL_HOME that are not among `packed`."
     with tarfile.open(out / 'reports.tar', 'w') as tar:
         tar.add(home() / 'reports', 'reports')
-    for old in out.glob('runs-*.tar'):
-        old.unlink()
+    folders = sorted({p.parent for p in home().glob('*/result.json')} - packed)
+    packed.update(folders)
+    files = [p for f in folders for p in sorted(f.iterdir()) if not p.name.startswith('checkpoint')]
     tar, size = None, PART
-    for path in sorted(home().glob('*/*')):
-        if not (path.parent / 'result.json').exists() or path.name.startswith('checkpoint'):
-            continue
+    for path in files:
         if size + path.stat().st_size > PART:
             tar and tar.close()
-            tar, size = tarfile.open(out / f'runs-{len([*out.glob("runs-*")])}.tar', 'w'), 0
+            tar, size = tarfile.open(out / f'runs-{len([*out.glob("runs-*")]):02}.tar', 'w'), 0
         tar.add(path, path.relative_to(home()))
         size += path.stat().st_size
     tar and tar.close()
@@ -97,6 +96,7 @@ def main():
     budget = gauged_length(given, lengths, a.workers, a.out, a.tiny)
     if budget is None:
         raise SystemExit('no length meets the gauges, so no student of the teacher is trained')
+    packed = set()
     for Section, Params, name in SECTIONS:
         if time.monotonic() > end:
             print(f'{name}: not begun, {a.minutes:g} minutes are over')
@@ -104,7 +104,7 @@ def main():
         exp = Section(name, Params.of(**given | dict(budget=budget))).run()
         top1 = exp.records[exp.records.metric == 'top1'].groupby('row').value.mean()
         print(name, top1.round(2).to_dict(), flush=True)
-        pack(a.out)
+        pack(a.out, packed)
 
 
 if __name__ == '__main__':
