@@ -48,7 +48,7 @@ def test_records_of_version_0_1_are_read(root, committed):
 
 
 def test_numbers_of_version_0_1_are_those_of_the_files(root, committed):
-    path = next((root / 'outputs' / 'resnet18' / 'cifar100').glob('*-records.json'))
+    path = next((root / 'outputs' / 'student_size' / 'cifar100').glob('*-records.json'))
     runs = {r['hash']: r for r in json.loads(path.read_text())['runs']}
     for line in committed[committed.hash.isin(list(runs))].itertuples():
         run = runs[line.hash]
@@ -110,7 +110,7 @@ def test_records_written_now_are_read_back(tmp_path):
 @pytest.fixture
 def copy(root, tmp_path):
     "A committed record to damage."
-    source = next((root / 'outputs' / 'temperature' / 'cifar100').glob('*-records.json'))
+    source = next((root / 'outputs' / 'student_size' / 'cifar100').glob('*-records.json'))
     return shutil.copy(source, tmp_path / source.name)
 
 
