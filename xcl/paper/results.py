@@ -201,6 +201,14 @@ def _named(lines) -> str:
     return '; '.join(texts) or 'none'
 
 
+def _elsewhere(ledger, heads) -> str:
+    "Claims that are contradicted at a setting which is not their headline's, in words."
+    others = ledger.drop(heads.index)
+    found = others[(others.verdict == 'contradicted') & (others.scale != 'missed gauge')]
+    texts = [f'{_named(found.loc[[k]])} ({found.setting[k]})' for k in found.index]
+    return f'; at other settings: {"; ".join(texts)}' if texts else ''
+
+
 @patch
 def summary(self: ResultsPage) -> Summary:
     "Return how many claims have which verdict, and name those that were told apart."
@@ -215,7 +223,7 @@ def summary(self: ResultsPage) -> Summary:
         (
             f'{smoke}Of {len(heads)} claims: {by_verdict}. Measured at: {by_scale}.',
             f'Supported: {of["supported"]}.',
-            f'Contradicted: {of["contradicted"]}.',
+            f'Contradicted: {of["contradicted"]}{_elsewhere(self.ledger, heads)}.',
         )
     )
 
