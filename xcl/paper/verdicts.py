@@ -86,10 +86,12 @@ def make_ledger(
 def headlines(
     ledger: pd.DataFrame,  # of `make_ledger`
 ) -> pd.DataFrame:  # one line for each claim
-    "Return of each claim the setting that is nearest to the paper, then the one with most seeds."
+    """Return of each claim the setting that is nearest to the paper, then the one with most seeds. One
+    that missed a gauge, or has a single seed, counts only where there is no other."""
     rank = ledger.scale.map({scale: i for i, scale in enumerate(SCALES)}).fillna(len(SCALES))
-    order = ledger.assign(rank=rank).sort_values(
-        ['rank', 'n', 'setting'], ascending=[True, False, True]
+    missed, single = ledger.scale == 'missed gauge', ledger.n < 2
+    order = ledger.assign(rank=rank, missed=missed, single=single).sort_values(
+        ['missed', 'single', 'rank', 'n', 'setting'], ascending=[True, True, True, False, True]
     )
     first = order.drop_duplicates(['claim', 'family']).index
     return ledger.loc[sorted(first)]
