@@ -97,6 +97,8 @@ def main():
     if budget is None:
         raise SystemExit('no length meets the gauges, so no student of the teacher is trained')
     packed = set()
+    for old in a.out.glob('runs-*.tar'):  # of an earlier call: their runs are packed anew
+        old.unlink()
     for Section, Params, name in SECTIONS:
         if time.monotonic() > end:
             print(f'{name}: not begun, {a.minutes:g} minutes are over')

@@ -195,18 +195,22 @@ class ResultsPage:
         return Markdown(verdict_table(self.ledger, self.settings))
 
 # %% ../../nbs/lib/paper/48_results.ipynb #c013
+def _in_words(line) -> str:
+    "A claim with its effect."
+    return f'{line.family}: {line.claim} {effect_text(line)}'
+
+
 def _named(lines) -> str:
     "Claims in words, with their effects."
-    texts = [f'{line.family}: {line.claim} {effect_text(line)}' for line in lines.itertuples()]
-    return '; '.join(texts) or 'none'
+    return '; '.join(map(_in_words, lines.itertuples())) or 'none'
 
 
 def _elsewhere(ledger, heads) -> str:
     "Claims that are contradicted at a setting which is not their headline's, in words."
     others = ledger.drop(heads.index)
     found = others[(others.verdict == 'contradicted') & (others.scale != 'missed gauge')]
-    texts = [f'{_named(found.loc[[k]])} ({found.setting[k]})' for k in found.index]
-    return f'; at other settings: {"; ".join(texts)}' if texts else ''
+    texts = '; '.join(f'{_in_words(line)} ({line.setting})' for line in found.itertuples())
+    return f'; at other settings: {texts}' if texts else ''
 
 
 @patch
