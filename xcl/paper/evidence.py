@@ -10,7 +10,7 @@ __all__ = ['SCALES', 'Setting', 'collect_settings', 'Distance', 'distance', 'run
 import json
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import pandas as pd
@@ -43,6 +43,11 @@ class Setting:
         "Return notebook, setting and part, e.g. 'resnet18/demo'."
         label = f'{self.notebook}/{self.name}'
         return f'{label}, {self.part}' if self.part else label
+
+    @cached_property
+    def students(self) -> pd.DataFrame:
+        "Return the runs of its image classifiers that teach none of the others, see `student_runs`."
+        return student_runs(collect_runs([self.folder]))
 
     @property
     def is_demo(self) -> bool:
@@ -132,7 +137,7 @@ class Distance:
 
 def distance(setting: Setting) -> Distance:
     "Return how near to the paper a setting is."
-    runs = student_runs(collect_runs([setting.folder]))
+    runs = setting.students
     if len(runs):
         text, data = _recipe_of(runs), ' and '.join(sorted(set(runs.source)))
     elif setting.runs:
@@ -208,9 +213,8 @@ def student_sizes(
     setting: Setting,  # with runs of image classifiers
 ) -> pd.DataFrame:  # row (method), family, width, seed, bytes, error (%)
     "Return size and error of every student, as `xcl.paper.sizes` takes them."
-    runs = student_runs(collect_runs([setting.folder]))
     lines = []
-    for run in runs.itertuples():
+    for run in setting.students.itertuples():
         sizes = tuple(run.facts['sizes'].items())
         line = dict(row=run.method, family=FAMILIES[run.net == 'binary_resnet18'])
         line |= dict(width=int(run.width), seed=run.seed, error=100 - run.top1)

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 
 import pandas as pd
 import torch
@@ -152,6 +152,7 @@ def _run_operations(
     return images * (student + live * teachers)
 
 
+@lru_cache
 def _paper_operations(
     images: int = 1_281_167,  # training images of ImageNet
     stored: int = 10**6,  # images of XCL-GAN's stored set, each evaluated once
