@@ -109,9 +109,10 @@ def interval_is_last(k):
     GanTrainer.end_interval = dies
 
 
-def test_stopped_between_samples_and_checkpoint(reference, place):
+@pytest.mark.parametrize('k', [1, 4])
+def test_stopped_between_samples_and_checkpoint(reference, place, k):
     "The grid is there, the row is not: both are made again, as they were."
-    (home, log), k = place, 2
+    home, log = place
     assert make(gan(), home, log, (interval_is_last, k)) == 9
     assert len(list(home.glob('*/samples-*'))) == k
     assert make(gan(), home, log, (watch, GanTrainer)) == 0

@@ -55,8 +55,9 @@ def reference(tmp_path_factory):
     return undisturbed(tmp_path_factory, student('XCL-Mix'))
 
 
-def test_a_binary_student_is_killed_and_goes_on(reference, tmp_path):
-    "After its second checkpoint. The real weights behind the bits are part of it."
+@pytest.mark.parametrize('wait', [1, 2])
+def test_a_binary_student_is_killed_and_goes_on(reference, tmp_path, wait):
+    "After its first, and after its second checkpoint. The real weights behind the bits are part of it."
     home, log = tmp_path / 'home', tmp_path / 'log'
     home.mkdir()
     assert make(TEACHER[0], home, log) == 0
@@ -65,7 +66,7 @@ def test_a_binary_student_is_killed_and_goes_on(reference, tmp_path):
 
     def enough():
         seen.update(c for c in checkpoints(home) if c[0] == name)
-        return len(seen) >= 2
+        return len(seen) >= wait
 
     until(enough, child)
     os.kill(child.pid, signal.SIGKILL)
