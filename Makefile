@@ -1,7 +1,7 @@
 # Everything runs inside a virtual environment that the first call makes. What can be set on the command line:
 #   PYTHON=python3.12      the interpreter that makes the environment (3.10 or newer)
 #   VENV=path              use the environment at `path` instead of .venv (from inside one: make gaze VENV="$VIRTUAL_ENV")
-#   PIP_ARGS='...'         passed to pip install: '-c requirements-lock.txt' takes the versions that were tested;
+#   PIP_ARGS='...'         passed to .ci/install.py, as to pip install: '-c requirements-lock.txt' takes the versions that were tested;
 #                          '--extra-index-url INDEX' takes PyTorch without CUDA, where INDEX is an index of CPU wheels
 #                          (pytorch.org names it under "Get started", compute platform CPU)
 #   PRESET, SEED, ARGS     of the experiments; ARGS='-p budget 0.5' passes more parameters to papermill
@@ -23,8 +23,9 @@ WORKERS ?= $(if $(filter cuda,$(FLAGS)),1,2)
 STAMP := $(VENV)/.installed
 # The environment's programs and its kernel come first, whatever else is on PATH and whichever kernel named `python3` the user keeps:
 # JUPYTER_PATH outranks the user's kernelspecs. IN_TEST would turn nbdev_export into a silent no-op.
+# Bytecode is kept: what an experiment and the tests start are many processes, and each would compile what it imports.
 # PASSIVE: threads that wait sleep. Beside another busy process a step of two threads takes 0.23 s, not 0.59; alone 0.19 and 0.18.
-ACTIVATE = set -euo pipefail; bin="$$(cd "$(VENV)/bin" && pwd)"; unset PYTHONHOME IN_TEST; export PATH="$$bin:$$PATH" \
+ACTIVATE = set -euo pipefail; bin="$$(cd "$(VENV)/bin" && pwd)"; unset PYTHONHOME IN_TEST PYTHONDONTWRITEBYTECODE; export PATH="$$bin:$$PATH" \
 	OMP_WAIT_POLICY="$${OMP_WAIT_POLICY:-PASSIVE}" \
 	JUPYTER_PATH="$${bin%/bin}/share/jupyter$${JUPYTER_PATH:+:$$JUPYTER_PATH}"
 
@@ -54,11 +55,11 @@ explore: $(STAMP)  ## write the explorer as one HTML page; ARGS='FOLDER --out FI
 	@$(ACTIVATE); python -m xcl.paper.explore_page $(ARGS)
 
 app: $(STAMP)  ## open the explorer as an app (installs Voila the first time)
-	@$(ACTIVATE); command -v voila >/dev/null || { echo 'installing Voila'; python -m pip install -q $(PIP_ARGS) -e '.[app]'; }; \
+	@$(ACTIVATE); command -v voila >/dev/null || { echo 'installing Voila'; python .ci/install.py $(PIP_ARGS) -e '.[app]'; }; \
 	voila nbs/apps/explore.ipynb $(ARGS)
 
 site: $(STAMP)  ## all notebooks as pages with an index and a search, in outputs/runs/site (installs Sphinx the first time)
-	@$(ACTIVATE); python -c 'import sphinx, myst_nb, furo' 2>/dev/null || { echo 'installing Sphinx'; python -m pip install -q $(PIP_ARGS) -e '.[site]'; }; \
+	@$(ACTIVATE); python -c 'import sphinx, myst_nb, furo' 2>/dev/null || { echo 'installing Sphinx'; python .ci/install.py $(PIP_ARGS) -e '.[site]'; }; \
 	python .ci/site/build.py
 
 # Every step sees an empty XCL_HOME that is removed afterwards, so neither finished runs are read nor any touched.
@@ -94,9 +95,8 @@ $(STAMP): settings.ini setup.py
 	fi; \
 	if "$(VENV)/bin/python" -I .ci/ready.py; then echo "$(VENV) has everything in settings.ini"; else \
 	  "$(VENV)/bin/python" -m pip --version >/dev/null 2>&1 || "$(VENV)/bin/python" -m ensurepip; \
-	  echo "installing into $(VENV): 6.3 GB on the disk on Linux, 4.3 GB of them CUDA; minutes the first time."; \
+	  echo "installing into $(VENV): 6.3 GB on the disk on Linux, 4.3 GB of them CUDA."; \
 	  echo "Without a GPU, PIP_ARGS can name an index of CPU wheels, without those: see the head of the Makefile. Fetched:"; \
-	  "$(VENV)/bin/python" -m pip install --disable-pip-version-check $(PIP_ARGS) -e '.[dev]' \
-	    | awk '/^(Collecting|Installing)|Downloading .*[0-9][0-9][0-9](\.[0-9]+)? MB/ {sub(/ \(from .*/, ""); print "  " substr($$0, 1, 100); fflush()}'; \
+	  "$(VENV)/bin/python" .ci/install.py $(PIP_ARGS) -e '.[dev]'; \
 	fi; \
 	touch "$@"
