@@ -62,24 +62,17 @@ site: $(STAMP)  ## all notebooks as pages with an index and a search, in outputs
 	@$(ACTIVATE); python -c 'import sphinx, myst_nb, furo' 2>/dev/null || { echo 'installing Sphinx'; python .ci/install.py $(PIP_ARGS) -e '.[site]'; }; \
 	python .ci/site/build.py
 
-# Notebooks and pytest run beside each other, each with an empty XCL_HOME that is removed afterwards, so neither finished runs are
-# read nor any touched. The library's notebooks are executed by nbdev_test, the experiments by pytest (once each, at preset smoke).
-# Many tests wait for a process of their own, so pytest has a worker more. The report of nbdev_test comes when both have ended.
+# Every step sees an empty XCL_HOME that is removed afterwards, so neither finished runs are read nor any touched.
+# The library's notebooks are executed by nbdev_test, the experiments by pytest (once each, at preset smoke).
+# Many tests wait for a process of their own, so pytest has two workers more than nbdev_test.
 test: $(STAMP)  ## export check, notebook tests, pytest, ruff
-	@$(ACTIVATE); home="$$(mktemp -d)"; notebooks=; end() { [ -z "$$notebooks" ] || kill -- -$$notebooks; rm -rf "$$home"; }; \
-	trap end EXIT; trap 'exit 130' INT; trap 'exit 143' TERM; \
-	export MPLBACKEND=Agg OMP_NUM_THREADS=1; mkdir "$$home/notebooks" "$$home/tests"; \
+	@$(ACTIVATE); home="$$(mktemp -d)"; trap 'rm -rf "$$home"' EXIT; trap 'exit 130' INT; trap 'exit 143' TERM; \
+	export XCL_HOME="$$home" MPLBACKEND=Agg OMP_NUM_THREADS=1; \
 	step() { printf '\n== %s\n' "$$*"; }; \
 	step 'ruff check, ruff format'; ruff check; ruff format --check; \
 	step 'notebooks clean and exported'; python tests/check_export.py; \
-	step 'nbdev_test, in the background'; set -m; \
-	XCL_HOME="$$home/notebooks" nbdev_test --path nbs/lib --n_workers $(WORKERS) --do_print --timing --flags '$(FLAGS)' \
-	  > "$$home/nbdev_test.txt" 2>&1 & notebooks=$$!; set +m; \
-	failed=; step 'pytest'; \
-	XCL_HOME="$$home/tests" pytest -n $$(($(WORKERS) + 1)) $(if $(filter slow,$(FLAGS)),--slow) || failed="pytest "; \
-	wait $$notebooks || failed+=nbdev_test; notebooks=; \
-	step 'nbdev_test'; cat "$$home/nbdev_test.txt"; \
-	[ -z "$$failed" ] || { step "failed: $$failed"; exit 1; }; \
+	step 'nbdev_test'; nbdev_test --path nbs/lib --n_workers $(WORKERS) --do_print --timing --flags '$(FLAGS)'; \
+	step 'pytest'; pytest -n $$(($(WORKERS) + 2)) $(if $(filter slow,$(FLAGS)),--slow); \
 	step 'all passed'
 
 export: $(STAMP)  ## write xcl/*.py from the notebooks

@@ -25,20 +25,22 @@ PLACES = str(ROOT / 'tests'), os.environ.get('PYTHONPATH')
 os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, PLACES))
 # 40 s and more on two cores, the longest first
 LONGEST = [
-    'test_generated',
-    'test_device',
     'test_runs',
-    'test_targets',
-    'test_gans',
-    'test_processes',
     'test_grid',
-    'test_deploy',
+    'test_gans',
+    'test_generated',
     'test_slurm',
-    'test_soak',
+    'test_deploy',
+    'test_device',
+    'test_targets',
+    'test_student_size',
+    'test_processes',
     'test_publish',
     'test_notebooks',
-    'test_student_size',
-    'test_section',
+    'test_soak',
+    'test_committed',
+    'test_imagenet',
+    'test_config',
 ]
 
 
