@@ -240,7 +240,8 @@ def _update(self: RefinerTrainer, opt, loss):
     if self.device == 'cpu':
         _check_numbers(loss.detach(), self.step)
     opt.zero_grad()
-    loss.backward()
+    # R's loss passes through D, whose own gradients nobody needs
+    loss.backward(inputs=[p for group in opt.param_groups for p in group['params']])
     opt.step()
 
 # %% ../nbs/lib/66_refine.ipynb #c017
