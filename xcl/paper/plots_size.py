@@ -33,7 +33,8 @@ def plot_size(
         _size_curve(ax, v, colours[row], _FAMILY_STYLE[family])
     if teacher is not None:
         ax.axhline(teacher, color='black', ls=':', lw=1)
-        place = dict(transform=ax.get_yaxis_transform(), ha='right', va='bottom', fontsize=8)
+        ax.margins(y=0.1)  # room below the line, where no student is
+        place = dict(transform=ax.get_yaxis_transform(), ha='right', va='top', fontsize=8)
         ax.text(0.99, teacher, 'teacher', **place)
     ax.set(xscale='log', xlabel='size of the file (MB)', ylabel='error (%)')
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
