@@ -13,7 +13,8 @@ PIP = [sys.executable, '-m', 'pip', '--disable-pip-version-check']
 # pip's configuration -> options of `uv pip install`, and variables that uv reads
 OPTIONS = {k: f'--{k}' for k in ('index-url', 'extra-index-url', 'find-links', 'constraint')}
 OPTIONS['trusted-host'] = '--allow-insecure-host'
-VARIABLES = {'cert': 'SSL_CERT_FILE', 'proxy': 'ALL_PROXY', 'default-timeout': 'UV_HTTP_TIMEOUT'}
+VARIABLES = {'cert': 'SSL_CERT_FILE', 'proxy': 'ALL_PROXY'}
+VARIABLES |= dict.fromkeys(('timeout', 'default-timeout'), 'UV_HTTP_TIMEOUT')  # pip has both names
 # as pip does: the best version that any index has
 LIKE_PIP = ['--index-strategy', 'unsafe-best-match', '--python', sys.executable]
 
@@ -43,7 +44,7 @@ def uv_options(config: dict) -> list:  # e.g. ['--index-url', 'https://mirror/si
 def uv_install(arguments: list) -> int:  # exit status
     "Install with uv; print what it fetches, without a line for each package."
     config = pip_config()
-    env = {VARIABLES[k]: config[k] for k in VARIABLES.keys() & config.keys()} | os.environ
+    env = {VARIABLES[k]: config[k] for k in VARIABLES if k in config} | os.environ
     command = [sys.executable, '-m', 'uv', 'pip', 'install', *LIKE_PIP, *uv_options(config)]
     with subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True, env=env) as uv:
         for line in uv.stderr:
