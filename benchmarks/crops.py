@@ -1,7 +1,4 @@
-"""Random crops of photographs, as a folder of small images without labels: what nbs/settings/unlabelled_crops.yaml reads.
-
-    python benchmarks/crops.py IMAGENETTE/train CROPS --each 10 --side 32 --seed 1
-"""
+"""Random crops of photographs, a folder of small images without labels: nbs/settings/unlabelled_crops.yaml reads it."""
 
 import argparse
 from pathlib import Path
@@ -16,7 +13,7 @@ from xcl.image_files import list_images
 
 def main(words: list = None) -> None:  # of the command line
     "Write `each` square crops of every photograph as PNG files, named by its number and theirs."
-    p = argparse.ArgumentParser(description=__doc__.split(':')[0])
+    p = argparse.ArgumentParser(description=__doc__)
     p.add_argument('photographs', type=Path, help='folder, searched with its subfolders')
     p.add_argument('out', type=Path, help='folder of the crops; it must not exist')
     p.add_argument('--each', type=int, default=10, help='crops of a photograph')
