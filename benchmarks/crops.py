@@ -1,4 +1,4 @@
-"""Random crops of photographs, a folder of small images without labels: nbs/settings/unlabelled_crops.yaml reads it."""
+"""Random crops of photographs: a folder of images without labels, for nbs/settings/unlabelled_crops.yaml."""
 
 import argparse
 from pathlib import Path

@@ -338,6 +338,8 @@ _FEW_IMAGES = (
         'Ours: few images, a teacher that was taught on many (XCL-Mix - KD)',
     ),
     _claim(*_FEW, 'XCL-Mix', 'MixUp', None, _OURS),
+    _claim(*_FEW, 'KD + unlabelled', 'KD', None, _OURS),
+    _claim(*_FEW, 'XCL-Mix + unlabelled', 'XCL-Mix', None, _OURS),
 )
 CLAIMS = (
     *(*_STUDENTS, *_SMOOTHING, *_TEMPERATURE, *_TEACHERS, *_SIZES, *_IMAGENET),
