@@ -134,7 +134,8 @@ def _context():
     if sys.platform != 'linux':
         return multiprocessing.get_context('spawn')
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['xcl.train'])
+    # torch._dynamo: 900 modules that a first optimiser imports
+    context.set_forkserver_preload(['xcl.train', 'torch._dynamo'])
     return context
 
 
