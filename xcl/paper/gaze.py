@@ -77,6 +77,7 @@ class GazeParams(SectionParams, EyeGanParams):
     rows: Rows = knob(_SEVEN, demo=_SIX, rows=STUDENTS)
     generated: int = knob(smoke=64, demo=4800, paper=485_000, low=0, high=10**7)  # 0: no such rows
     unlabelled: str = knob('')  # .npz of real eyes for SimGAN; '': the training eyes, unlabelled
+    gan_eyes: str = knob('student', demo='teacher', choices=('student', 'teacher'))  # of SimGAN
     lam: float = knob(1.0, low=0, high=10**4)  # of SimGAN: price of a change
 
     def check(self) -> None:
@@ -226,12 +227,15 @@ def private(self: GazeSection) -> bool:
 # %% ../../nbs/lib/paper/31_gaze.ipynb #c018
 @patch
 def gan(self: GazeSection, seed: int) -> SimGAN:
-    "Return the SimGAN of a seed. Raises what `real_eyes` raises."
+    "Return the SimGAN of a seed; seeds that share its eyes share it. Raises what `real_eyes` raises."
     P = self.P
     source = simulated_eyes(studio=P.dataset == 'procedural')
     if P.unlabelled:
         return simgan_of(P, source, real_eyes(P.unlabelled), P.seed, P.lam)
-    return simgan_of(P, source, TrainingEyes(self.data(seed)), seed, P.lam)
+    of_teacher = P.gan_eyes == 'teacher'
+    data = self.teacher_data(seed) if of_teacher else self.data(seed)
+    own = self.teacher_seed(seed) if of_teacher else seed
+    return simgan_of(P, source, TrainingEyes(data), own, P.lam)
 
 
 @patch
