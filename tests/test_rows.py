@@ -19,6 +19,7 @@ from xcl.paper.rows import (
     TEACHERS,
     TEMPERATURES,
 )
+from xcl.paper.yours import YoursParams
 from xcl.train import METHODS
 from xcl.transfer import CutMix, Empirical, MixUp, RandomChoice
 
@@ -212,6 +213,7 @@ def test_the_reductions_of_sections_f_and_of_the_abstract():
 
 def test_claims_name_rows_that_exist():
     warm = CIFAR + [CIFAR[k].at(T=T) for k in ('KD', 'XCL-Mix') for T in TEMPERATURES[1:]]
+    unlabelled = YoursParams.of(rows='KD + unlabelled, XCL-Mix + unlabelled', unlabelled_dir='more')
     known = dict(
         gaze=GAZE,
         resnet18=CIFAR,
@@ -223,7 +225,7 @@ def test_claims_name_rows_that_exist():
         imagenet=IMAGENET,
         gan=GAN,
         few_images=CIFAR,
-        yours=CIFAR,
+        yours=CIFAR + list(unlabelled.rows),
     )
     differences = [c for c in CLAIMS if isinstance(c.ask, Difference)]
     assert len(differences) > 20

@@ -327,6 +327,7 @@ _CALIBRATION = (
     ),
 )
 _FEW = 'few images', ('few_images', 'yours')
+_MORE = 'few images', ('yours',)  # with unlabelled images
 _FEW_IMAGES = (
     _claim(*_FEW, 'KD', 'ERM', None, _OURS),
     _claim(
@@ -338,8 +339,8 @@ _FEW_IMAGES = (
         'Ours: few images, a teacher that was taught on many (XCL-Mix - KD)',
     ),
     _claim(*_FEW, 'XCL-Mix', 'MixUp', None, _OURS),
-    _claim(*_FEW, 'KD + unlabelled', 'KD', None, _OURS),
-    _claim(*_FEW, 'XCL-Mix + unlabelled', 'XCL-Mix', None, _OURS),
+    _claim(*_MORE, 'KD + unlabelled', 'KD', None, _OURS),
+    _claim(*_MORE, 'XCL-Mix + unlabelled', 'XCL-Mix', None, _OURS),
 )
 CLAIMS = (
     *(*_STUDENTS, *_SMOOTHING, *_TEMPERATURE, *_TEACHERS, *_SIZES, *_IMAGENET),
