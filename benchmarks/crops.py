@@ -4,11 +4,10 @@ import argparse
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from xcl.image_files import list_images
+from xcl.image_files import list_images, open_image
 
 
 def main(words: list = None) -> None:  # of the command line
@@ -25,7 +24,7 @@ def main(words: list = None) -> None:  # of the command line
     torch.manual_seed(a.seed)
     crop = v2.RandomResizedCrop(a.side, scale=(0.1, 1), ratio=(1, 1))  # shares of the area
     for k in tqdm(range(len(files)), unit='photograph'):
-        photograph = Image.open(files.path(k)).convert('RGB')
+        photograph, _ = open_image(files.path(k))
         for i in range(a.each):
             crop(photograph).save(a.out / f'{k:05}-{i:02}.png')
 
