@@ -36,7 +36,7 @@ from .images import ImageData
 from .loop import check_finite, merge_states, pack_state, run_loop, state_of, unpack_state
 from .models.biggan import Discriminator, Generator, doublings, plain_weights
 from .runs import Run, RunConfig, ensure, slug_of
-from .runtime import RuntimeConfig, keep_freed_memory, set_determinism
+from .runtime import RuntimeConfig, set_determinism
 from .step_plan import StepPlan
 from .teachers import fast_layout
 
@@ -168,7 +168,6 @@ class GanTrainer:
 
     def __init__(self, cfg: BigGAN, run: Run):
         set_determinism(run.runtime)
-        keep_freed_memory()
         self.cfg = cfg
         self.run = run
         self.device = run.runtime.device

@@ -22,7 +22,7 @@ from .loop import NotFinite, merge_states, pack_state, run_loop, state_of, unpac
 from .models.simgan import Discriminator, Refiner
 from .refine_losses import REAL, REFINED, History, change, local_loss, share_correct
 from .runs import Run, RunConfig, ensure
-from .runtime import RuntimeConfig, keep_freed_memory, set_determinism
+from .runtime import RuntimeConfig, set_determinism
 from .simulated_eyes import BLOCK, Simulated, rows_of_blocks
 from .teachers import fast_layout
 
@@ -123,7 +123,6 @@ class RefinerTrainer:
 
     def __init__(self, cfg: SimGAN, run: Run):
         set_determinism(run.runtime)
-        keep_freed_memory()
         self.cfg = cfg
         self.run = run
         self.device = run.runtime.device

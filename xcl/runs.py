@@ -25,6 +25,7 @@ from .files import damaged, home, read_json, read_tensors, write_json, write_ten
 from xcl.runtime import (
     RuntimeConfig,
     broadcast,
+    keep_freed_memory,
     merge_provenance,
     provenance,
     rank_and_world,
@@ -290,6 +291,7 @@ def _make(run: Run, first: bool) -> None:
     if first:
         write_json(run.folder / 'config.json', run.cfg.to_dict())
     run._made_by, run._since = provenance(run.runtime.device), time.process_time()
+    keep_freed_memory()
     if run.cfg.together:
         run.cfg.make(run)
     elif first:

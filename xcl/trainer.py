@@ -31,7 +31,7 @@ from .nets import NETS, Net, build_net
 from .objective import check_objective
 from .recipe import OPTIMISERS
 from .runs import Run, check_state
-from .runtime import broadcast, keep_freed_memory, rank_and_world, set_determinism
+from .runtime import broadcast, rank_and_world, set_determinism
 from .soft_targets import label_targets, soft_targets
 from .source import is_xcl
 from .step_plan import PlannedBatches, can_plan
@@ -76,7 +76,6 @@ class Trainer:
     ):
         check_objective(cfg.method.objective)
         set_determinism(run.runtime)
-        keep_freed_memory()
         self.cfg = cfg
         self.run = run
         self.device = run.runtime.device
