@@ -13,6 +13,9 @@ KD is where the work differs on purpose: a plain loop runs the teacher at every 
 that were computed once before the loop. So KD has a second row, which adds the time of computing them, spread
 over all steps.
 
+The plain loop has a process of its own, with the C library's defaults: a process in which we train keeps
+freed memory (`xcl.runtime.keep_freed_memory`), and a plain loop in it would gain by that, too.
+
 Machines drift, so the two sides take turns, in blocks of steps. A time is the median over blocks; a ratio is
 the median of the ratios of neighbouring blocks, given with its quartiles. Only ratios of one run should be
 quoted."""
@@ -22,6 +25,8 @@ import json
 import os
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +41,7 @@ from xcl.likelihoods import Gaussian
 from xcl.nets import build_net, net
 from xcl.paper.rows import GAZE, RECIPES
 from xcl.runs import Run, ensure
-from xcl.runtime import RuntimeConfig, provenance
+from xcl.runtime import RuntimeConfig, keep_freed_memory, provenance
 from xcl.teachers import Ensemble, predict
 from xcl.train import METHODS, Train, trained
 from xcl.trainer import Trainer
@@ -120,13 +125,47 @@ def rows(data):
     return {name: student(*name) for name in names}
 
 
-def timed(f, n=1):
+def timed(f, n=1, device='cpu'):
     "Milliseconds per call, over n calls: of the processor where one thread works, else of the clock."
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+
+    def settle():
+        return torch.cuda.synchronize() if device.startswith('cuda') else None
+
+    alone = device == 'cpu' and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
+    settle()
     t = clock()
     for _ in range(n):
         f()
+    settle()
     return 1e3 * (clock() - t) / n
+
+
+class Apart:
+    "Loops in a process of their own, where `steps_of(*args)` makes them: name -> function of one step."
+
+    def __init__(self, steps_of, *args):
+        given = steps_of, torch.get_num_threads(), *args
+        self.process = ProcessPoolExecutor(1, get_context('spawn'), self._open, given)
+
+    @classmethod
+    def _open(cls, steps_of, threads, *args):
+        torch.set_num_threads(threads)
+        cls.steps = steps_of(*args)
+
+    @classmethod
+    def _timed(cls, name, n, device):
+        return timed(cls.steps[name], n, device)
+
+    def timed(self, name, n, device='cpu'):
+        "As `timed`, of the loop of that name."
+        return self.process.submit(self._timed, name, n, device).result()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.shutdown()
 
 
 def ratio(plain, ours):
@@ -135,24 +174,30 @@ def ratio(plain, ours):
     return dict(zip(('ratio', 'ratio_q1', 'ratio_q3'), q.round(2).tolist()))
 
 
+def plain_steps(cfg, runtime):
+    return dict(plain=Plain(cfg, cfg.data.load(runtime)[0], runtime).step)
+
+
 def measure(cfg, runtime, blocks, steps):
     """Times of one row, both sides in turns: plain and ours as lists of ms per step, and the filling of
     answers, ms per step of the recipe."""
     loop = Trainer(cfg, Run(cfg, runtime))
-    plain = Plain(cfg, loop.train, runtime)
     fill = 0.0
     if cfg.method.name == 'KD':
         teacher = Ensemble([trained(ensure(t, runtime)) for t in cfg.teachers], cfg.likelihood)
         fill = timed(lambda: predict(teacher, loop.train)) / loop.steps
-    for f in plain.step, loop.train_step:
-        timed(f, 5)
-    times = [(timed(plain.step, steps), timed(loop.train_step, steps)) for _ in range(blocks)]
+    with Apart(plain_steps, cfg, runtime) as plain:
+        plain.timed('plain', 5), timed(loop.train_step, 5)
+        times = [
+            (plain.timed('plain', steps), timed(loop.train_step, steps)) for _ in range(blocks)
+        ]
     return *map(list, zip(*times)), fill
 
 
 def table(data, threads, blocks, steps):
     "One line per row of the benchmark."
     torch.set_num_threads(threads)
+    keep_freed_memory()
     runtime, out = RuntimeConfig('cpu', progress=False), []
     for (method, members), cfg in rows(data).items():
         plain, ours, fill = measure(cfg, runtime, blocks, steps)

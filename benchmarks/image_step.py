@@ -19,6 +19,9 @@ KD and XCL-Mix have three rows each. *live*: the teacher is asked at every step.
 answers are stored, as the first student of a stream does it. *reads*: a later student (another temperature)
 reads them and asks nobody. What it reads was written just before, so it comes from memory, not from the disk.
 
+The other loops have a process of their own, with the C library's defaults: a process in which we train keeps
+freed memory (`xcl.runtime.keep_freed_memory`), and a plain loop in it would gain by that, too.
+
 Machines drift, so the sides take turns, in blocks of steps; on a CPU with one thread, times are of the
 processor, which others on the machine disturb less than the clock's. A time is the median over blocks;
 `ratio` (plain to ours), `of_NAME` (NAME to ours) and `of_erm` (ours to our ERM) are medians of the ratios
@@ -29,7 +32,6 @@ import itertools
 import json
 import os
 import tempfile
-import time
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -37,7 +39,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from gaze_step import table as lenet_table
+from gaze_step import Apart, table as lenet_table, timed
 from gpu_acceptance import Noise, untrained
 from other_loops import INSTALLED, LIBRARIES, endless
 from PIL import Image
@@ -63,7 +65,7 @@ from xcl.nets import net
 from xcl.paper.row import likelihood_of
 from xcl.paper.rows import CIFAR, RECIPES
 from xcl.runs import Run
-from xcl.runtime import RuntimeConfig, provenance
+from xcl.runtime import RuntimeConfig, keep_freed_memory, provenance
 from xcl.targets import DTYPES
 from xcl.teachers import Ensemble
 from xcl.train import Train, trained
@@ -300,20 +302,11 @@ def rows(data, a):
     }
 
 
-def timed(f, n, device):
-    "Milliseconds per call, over n calls: of the processor where one thread works, else of the clock."
-
-    def settle():
-        return torch.cuda.synchronize() if device.startswith('cuda') else None
-
-    alone = device == 'cpu' and torch.get_num_threads() == 1
-    clock = time.process_time if alone else time.perf_counter
-    settle()
-    t = clock()
-    for _ in range(n):
-        f()
-    settle()
-    return 1e3 * (clock() - t) / n
+def other_steps(cfg, runtime):
+    "The plain loop and those of the libraries that are installed."
+    loop = Trainer(cfg, Run(cfg, runtime))
+    others = {name: LIBRARIES[name](Plain(cfg, loop)).step for name in INSTALLED}
+    return dict(plain=Plain(cfg, loop).step, **others)
 
 
 def measure(configs, erm, a):
@@ -324,25 +317,22 @@ def measure(configs, erm, a):
         for v in configs
     }
     loops = {v: Trainer(c, Run(c, machines[v])) for v, c in configs.items()}
-    live = configs['live'], loops['live']
-    others = {name: LIBRARIES[name](Plain(*live)).step for name in INSTALLED}
-    sides = {
-        'plain': Plain(*live).step,
-        **others,
-        **(
-            {}
-            if configs['live'] == erm
-            else {'ERM': Trainer(erm, Run(erm, machines['live'])).train_step}
-        ),
-        **{v: loop.train_step for v, loop in loops.items()},
-    }
-    for f in sides.values():
-        timed(f, 1 if a.device == 'cpu' and a.width > 8 else WARM, a.device)
-    turns = [{k: timed(f, a.steps, a.device) for k, f in sides.items()} for _ in range(a.blocks)]
+    sides = {v: loop.train_step for v, loop in loops.items()}
+    if configs['live'] != erm:
+        sides = {'ERM': Trainer(erm, Run(erm, machines['live'])).train_step, **sides}
+    warm = 1 if a.device == 'cpu' and a.width > 8 else WARM
+    with Apart(other_steps, configs['live'], machines['live']) as apart:
+
+        def turn(n):
+            there = {k: apart.timed(k, n, a.device) for k in ('plain', *INSTALLED)}
+            return {**there, **{k: timed(f, n, a.device) for k, f in sides.items()}}
+
+        turn(warm)
+        turns = [turn(a.steps) for _ in range(a.blocks)]
     if 'reads' in loops:
         loops['writes'].train_step()
         check_reads(loops['reads'])
-    return {k: [t[k] for t in turns] for k in sides}
+    return {k: [t[k] for t in turns] for k in turns[0]}
 
 
 def ratio(a, b):
@@ -402,6 +392,7 @@ def row(method, variant, c, times, equal, threads, a):
 def table(data, threads, a):
     "One line per row of the benchmark, for one width and precision."
     torch.set_num_threads(threads)
+    keep_freed_memory()
     out, grid = [], rows(data, a)
     erm = grid['ERM', 'live']
     for method, group in itertools.groupby(grid.items(), lambda o: o[0][0]):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .data import ExampleSet
 
@@ -23,8 +23,9 @@ def fold(
     model = copy.deepcopy(model).eval().requires_grad_(False)
     for block in list(model.modules()):
         for conv, bn in getattr(block, 'fold_pairs', ()):
-            fused = fuse_conv_bn_eval(getattr(block, conv), getattr(block, bn))
-            setattr(block, conv, fused)
+            c, b = getattr(block, conv), getattr(block, bn)
+            statistics = b.running_mean, b.running_var, b.eps, b.weight, b.bias
+            c.weight, c.bias = fuse_conv_bn_weights(c.weight, c.bias, *statistics)
             setattr(block, bn, nn.Identity())
     return fast_layout(model)
 
