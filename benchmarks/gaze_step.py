@@ -41,7 +41,13 @@ from xcl.likelihoods import Gaussian
 from xcl.nets import build_net, net
 from xcl.paper.rows import GAZE, RECIPES
 from xcl.runs import Run, ensure
-from xcl.runtime import RuntimeConfig, keep_freed_memory, provenance
+from xcl.runtime import (
+    RuntimeConfig,
+    keep_freed_memory,
+    provenance,
+    register_path,
+    registered_paths,
+)
 from xcl.teachers import Ensemble, predict
 from xcl.train import METHODS, Train, trained
 from xcl.trainer import Trainer
@@ -145,12 +151,14 @@ class Apart:
     "Loops in a process of their own, where `steps_of(*args)` makes them: name -> function of one step."
 
     def __init__(self, steps_of, *args):
-        given = steps_of, torch.get_num_threads(), *args
+        given = steps_of, torch.get_num_threads(), registered_paths(), *args
         self.process = ProcessPoolExecutor(1, get_context('spawn'), self._open, given)
 
     @classmethod
-    def _open(cls, steps_of, threads, *args):
+    def _open(cls, steps_of, threads, paths, *args):
         torch.set_num_threads(threads)
+        for digest, path in paths.items():
+            register_path(digest, path)
         cls.steps = steps_of(*args)
 
     @classmethod
