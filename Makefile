@@ -64,11 +64,10 @@ site: $(STAMP)  ## all notebooks as pages with an index and a search, in outputs
 
 # Every step sees an empty XCL_HOME that is removed afterwards, so neither finished runs are read nor any touched.
 # The library's notebooks are executed by nbdev_test, the experiments by pytest (once each, at preset smoke).
-# Many tests wait for a process of their own, so pytest has two workers more than nbdev_test. MALLOC_...: what a process frees it keeps,
-# as in training (`xcl.runtime.keep_freed_memory`).
+# Many tests wait for a process of their own, so pytest has two workers more than nbdev_test.
 test: $(STAMP)  ## export check, notebook tests, pytest, ruff
 	@$(ACTIVATE); home="$$(mktemp -d)"; trap 'rm -rf "$$home"' EXIT; trap 'exit 130' INT; trap 'exit 143' TERM; \
-	export XCL_HOME="$$home" MPLBACKEND=Agg OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=1073741824; \
+	export XCL_HOME="$$home" MPLBACKEND=Agg OMP_NUM_THREADS=1; \
 	step() { printf '\n== %s\n' "$$*"; }; \
 	step 'ruff check, ruff format'; ruff check; ruff format --check; \
 	step 'notebooks clean and exported'; python tests/check_export.py; \

@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from gpu_acceptance import untrained
+from gpu_acceptance import settle, untrained
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import ToTensor
 
@@ -133,17 +133,13 @@ def rows(data):
 
 def timed(f, n=1, device='cpu'):
     "Milliseconds per call, over n calls: of the processor where one thread works, else of the clock."
-
-    def settle():
-        return torch.cuda.synchronize() if device.startswith('cuda') else None
-
     alone = device == 'cpu' and torch.get_num_threads() == 1
     clock = time.process_time if alone else time.perf_counter
-    settle()
+    settle(device)
     t = clock()
     for _ in range(n):
         f()
-    settle()
+    settle(device)
     return 1e3 * (clock() - t) / n
 
 
@@ -183,6 +179,7 @@ def ratio(plain, ours):
 
 
 def plain_steps(cfg, runtime):
+    "The loops that `Apart` opens: the plain one."
     return dict(plain=Plain(cfg, cfg.data.load(runtime)[0], runtime).step)
 
 
@@ -195,7 +192,8 @@ def measure(cfg, runtime, blocks, steps):
         teacher = Ensemble([trained(ensure(t, runtime)) for t in cfg.teachers], cfg.likelihood)
         fill = timed(lambda: predict(teacher, loop.train)) / loop.steps
     with Apart(plain_steps, cfg, runtime) as plain:
-        plain.timed('plain', 5), timed(loop.train_step, 5)
+        plain.timed('plain', 5)
+        timed(loop.train_step, 5)
         times = [
             (plain.timed('plain', steps), timed(loop.train_step, steps)) for _ in range(blocks)
         ]

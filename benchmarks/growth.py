@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from gaze_step import timed
 from gpu_acceptance import Noise, untrained
 
 from xcl.files import write_json
@@ -35,14 +36,6 @@ IMAGES = 1000, 2000, 5000, 10_000, 20_000, 50_000
 MEMBERS = 1, 2, 4, 8
 FEW, MANY = 2000, 3  # images where members vary, members where images do
 KINDS = ('ERM', 'live'), ('KD', 'live'), ('XCL-Mix', 'live'), ('XCL-Mix', 'stored')
-
-
-def timed(f, n):
-    "Milliseconds of the processor per call, over n calls."
-    t = time.process_time()
-    for _ in range(n):
-        f()
-    return 1e3 * (time.process_time() - t) / n
 
 
 def config(row, images, members, steps):
