@@ -126,11 +126,18 @@ def _plain_recipe(entry) -> str:
     return f'{epochs:g} epochs, {many}{few}'
 
 
+def _on_part(entry) -> bool:
+    "Whether a run trains on some of the images or people of its data set."
+    data = entry['config'].get('data') or {}
+    return bool(data.get('train_size') or data.get('train_people'))
+
+
 @dataclass(frozen=True)
 class Distance:
     "How near to the paper a setting is."
 
     scale: str  # one of SCALES
+    part: bool | None  # whether any run has a part of the training data; None where no config is stored
     data: str  # the data set
     text: str  # in what it differs from the paper's recipe
 
@@ -151,7 +158,8 @@ def distance(setting: Setting) -> Distance:
         scale = 'missed gauge'
     else:
         scale = 'demo' if setting.is_demo else SCALES[0] if full else 'campaign'
-    return Distance(scale, data, text)
+    part = any(map(_on_part, setting.runs)) if setting.runs else None
+    return Distance(scale, part, data, text)
 
 # %% ../../nbs/lib/paper/45_evidence.ipynb #c015
 def _same(scores, others) -> bool:

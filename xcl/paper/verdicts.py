@@ -19,7 +19,7 @@ from .stats import Effect, effect_of
 # %% ../../nbs/lib/paper/47_verdicts.ipynb #c005
 COLUMNS = (
     *('claim', 'family', 'effect', 'low', 'high', 'n', 'p', 'p_holm', 'unit', 'paper', 'source'),
-    *('verdict', 'scale', 'setting', 'commit', 'hashes'),
+    *('verdict', 'scale', 'part', 'setting', 'commit', 'hashes'),
 )
 
 
@@ -46,10 +46,12 @@ def _measured(claim: PaperClaim, setting: Setting) -> dict | None:
     if not len(gains.by_seed):
         return None
     runs = runs_behind(setting, gains.rows, list(gains.by_seed.index))
+    far = distance(setting)
     return _line(
         claim,
         effect_of(gains.by_seed),
-        scale=distance(setting).scale,
+        scale=far.scale,
+        part=far.part,
         setting=setting.label,
         commit=', '.join(commits(setting, runs)),
         hashes=' '.join(run['hash'] for run in runs),
@@ -60,7 +62,7 @@ def _lines_of(claim: PaperClaim, settings: list) -> list:
     "The lines of a claim: one for each setting, or one that was not run."
     found = [_measured(claim, s) for s in settings if s.notebook in claim.at]
     found = [line for line in found if line]
-    nowhere = dict(scale='', setting='', commit='', hashes='')
+    nowhere = dict(scale='', part=None, setting='', commit='', hashes='')
     return found or [_line(claim, effect_of(pd.Series(dtype=float)), **nowhere)]
 
 # %% ../../nbs/lib/paper/47_verdicts.ipynb #c006
@@ -86,12 +88,16 @@ def make_ledger(
 def headlines(
     ledger: pd.DataFrame,  # of `make_ledger`
 ) -> pd.DataFrame:  # one line for each claim
-    """Return of each claim the setting that is nearest to the paper, then the one with most seeds. One
-    that missed a gauge, or has a single seed, counts only where there is no other."""
+    """Return of each claim the setting that is nearest to the paper: by scale, then by whether runs have all
+    training data, then by seeds. One that missed a gauge, or has a single seed, counts only where there is no
+    other."""
     rank = ledger.scale.map({scale: i for i, scale in enumerate(SCALES)}).fillna(len(SCALES))
     missed, single = ledger.scale == 'missed gauge', ledger.n < 2
-    order = ledger.assign(rank=rank, missed=missed, single=single).sort_values(
-        ['missed', 'single', 'rank', 'n', 'setting'], ascending=[True, True, True, False, True]
+    order = ledger.assign(
+        rank=rank, missed=missed, single=single, whole=ledger.part.eq(False)
+    ).sort_values(
+        ['missed', 'single', 'rank', 'whole', 'n', 'setting'],
+        ascending=[True, True, True, False, False, True],
     )
     first = order.drop_duplicates(['claim', 'family']).index
     return ledger.loc[sorted(first)]
