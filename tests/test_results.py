@@ -1,5 +1,6 @@
 "The ledger of claims: what is committed follows from the committed records, verdicts included."
 
+import json
 import re
 from dataclasses import fields
 
@@ -186,10 +187,10 @@ def test_smoke_is_no_result(folder):
 
 
 def test_a_score_that_stands_twice_is_refused(folder, tmp_path):
-    "As when old and new records lie in one folder."
     folder('demo', {'KD': seeds(1, 2), 'XCL-Mix': seeds(3, 4)})
     path = tmp_path / 'resnet18' / 'demo' / 'records.json'
-    path.with_name('old-records.json').write_bytes(path.read_bytes())
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | dict(records=2 * content['records'])))
     with pytest.raises(ValueError, match='recorded twice'):
         make_ledger(collect_settings(folder.root))
 

@@ -87,20 +87,18 @@ def _read(path):
 
 def record_files(
     folders: list,
-) -> list:  # of Path: `records.json`, and `*-records.json` of version 0.1
+) -> list:  # of Path, each a `records.json`
     "Return every file of records below some folders."
-    found = [path for folder in folders for path in sorted(Path(folder).rglob('*records.json'))]
-    return [path for path in found if path.name == 'records.json' or '-records' in path.name]
+    return [path for folder in folders for path in sorted(Path(folder).rglob('records.json'))]
 
 
 def read_records(
     path: Path,  # of a file of records
 ) -> tuple:  # (frame with RECORD_COLUMNS, list of runs: hash, config, result, provenance ...)
-    """Return the records of a file and what they came from. Version 0.1 called a row `method`.
-    Raises ValueError naming a damaged file."""
+    "Return the records of a file and what they came from. Raises ValueError naming a damaged file."
     content = _read(path)
     with _reading(path):
-        frame = pd.DataFrame(content['records']).rename(columns={'method': 'row'})
+        frame = pd.DataFrame(content['records'])
         return frame[list(RECORD_COLUMNS)], content['runs']
 
 
