@@ -137,7 +137,7 @@ class Distance:
     "How near to the paper a setting is."
 
     scale: str  # one of SCALES
-    part: bool | None  # whether any run has a part of the training data; None where no config is stored
+    part: bool | None  # whether a run has a part of the training data; None: no config is stored
     data: str  # the data set
     text: str  # in what it differs from the paper's recipe
 
