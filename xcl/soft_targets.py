@@ -55,13 +55,15 @@ def target_shape(cfg: Config) -> tuple:
     return tuple(cfg.likelihood.reduce(outputs).shape[1:])
 
 # %% ../nbs/lib/45_soft_targets.ipynb #c009
-def _training_targets(cfg, members, train, runtime, first, steps) -> Callable:
+def _training_targets(cfg, members, train, runtime, first, steps, compile) -> Callable:
     "Function (batch, k) -> soft targets of `batch.teacher_inputs`."
     teacher = Ensemble(members, cfg.likelihood, runtime.device, cfg.teacher_precision)
     fixed = cfg.method.transfer.fixed_images and cfg.data.augment is None
     if fixed and cfg.targets == 'exact':
         table = predict(teacher, train)
         return lambda batch, k: batch.rows(table)
+    if compile:
+        teacher.compile()
     cached = CachedTeacher(teacher, cfg.targets)
     if runtime.target_cache:
         key, weights = target_cache_key(cfg), weights_hash(members)
@@ -86,10 +88,11 @@ def soft_targets(
     runtime: RuntimeConfig,  # where the teachers run, and whether soft targets are cached
     first: Batch,  # micro-batch 0
     steps: int,  # micro-batches of the run
+    compile: bool = False,  # teachers that answer during training
 ) -> Callable:  # (batch, number of the micro-batch) -> (b + k, ...)
     "Return the soft targets of a run as a function. Raises, before training, where a cache is unusable."
     members = [t.network(runtime) for t in cfg.teachers]
-    live = _training_targets(cfg, members, train, runtime, first, steps)
+    live = _training_targets(cfg, members, train, runtime, first, steps, compile)
     stored = _stored_targets(cfg, members, runtime) if first.record is not None else None
     if stored is None:
         return live

@@ -84,6 +84,10 @@ class Ensemble:
             device_type=str(device).split(':')[0], dtype=torch.bfloat16, enabled=precision == 'bf16'
         )
 
+    def compile(self):
+        "Compile the members, for inputs of one shape: bias, ReLU and sums become one kernel each."
+        self.members = [torch.compile(m, dynamic=False) for m in self.members]
+
     @torch.no_grad()
     def member_outputs(self, *inputs) -> Tensor:  # (m, b, n_out) float32
         "Return the outputs of each member."

@@ -127,7 +127,8 @@ def _build(self: Trainer) -> None:
     if self.cfg.net.digest:
         check_outputs(self.cfg, self.net, self.first.inputs)
     self.opt = OPTIMISERS[self.cfg.recipe.optimiser](self.net.parameters(), self.cfg.recipe)
-    self.forward = step_module(self.net, compiles(self.run.runtime, self.steps), self.world_size)
+    self.compile = compiles(self.run.runtime, self.steps)
+    self.forward = step_module(self.net, self.compile, self.world_size)
     self.norms = RunningStats(self.net) if self.num_micro_batches > 1 else None
 
 
@@ -137,7 +138,8 @@ def _open_targets(self: Trainer) -> None:
     self.soft = None
     if self.cfg.method.objective.needs_teacher:
         count = self.steps * self.num_micro_batches
-        self.soft = soft_targets(self.cfg, self.pool, self.run.runtime, self.first, count)
+        runtime, first = self.run.runtime, self.first
+        self.soft = soft_targets(self.cfg, self.pool, runtime, first, count, self.compile)
     del self.first
 
 # %% ../nbs/lib/49_trainer.ipynb #c009
