@@ -84,9 +84,9 @@ class Ensemble:
             device_type=str(device).split(':')[0], dtype=torch.bfloat16, enabled=precision == 'bf16'
         )
 
-    def compile(self):
+    def compile(self, backend: str = 'inductor'):
         "Compile the members, for inputs of one shape: bias, ReLU and sums become one kernel each."
-        self.members = [torch.compile(m, dynamic=False) for m in self.members]
+        self.members = [torch.compile(m, backend=backend, dynamic=False) for m in self.members]
 
     @torch.no_grad()
     def member_outputs(self, *inputs) -> Tensor:  # (m, b, n_out) float32

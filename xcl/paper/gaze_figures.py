@@ -52,14 +52,15 @@ def training_eyes_figure(
 
 # %% ../../nbs/lib/paper/32_gaze_figures.ipynb #c010
 def generated_eyes(
-    gan: SimGAN,  # trained
+    gan: SimGAN,
     runtime: RuntimeConfig,
     seed: int,  # of the rendered people
+    kinds: tuple = ('rendered', 'refined'),
     n: int = 320,
-) -> dict:  # 'rendered', 'refined' -> Examples of the same gaze and head pose
-    "Return rendered eyes, and the same eyes refined."
+) -> dict:  # kind -> Examples; of the same gaze and head pose
+    "Return rendered eyes, and the same eyes refined. Only 'refined' trains the SimGAN, where it is not yet."
     samplers = dict(rendered=gan.source, refined=Refined(gan))
-    arrays = {name: s.open(runtime).make(seed, 0, n) for name, s in samplers.items()}
+    arrays = {kind: samplers[kind].open(runtime).make(seed, 0, n) for kind in kinds}
     keys = 'x', 'y', 'aux'
     return {name: Examples(*(torch.from_numpy(a[k]) for k in keys)) for name, a in arrays.items()}
 
@@ -69,7 +70,7 @@ def eyes_figure(
     target: Tensor,  # eyes of the target domain, uint8 (m, 1, 36, 60)
     count: int = 10,  # in each line
 ) -> Figure:
-    "Return lines of rendered, refined and target eyes; the first two with the simulator's gaze."
+    "Return a line of each kind, with the simulator's gaze, and one of target eyes."
     rows = [spread_rows(len(one), count) for one in eyes.values()]
     lines = [one.x[i] for one, i in zip(eyes.values(), rows)]
     gaze = torch.cat([one.y[i] for one, i in zip(eyes.values(), rows)])
@@ -80,9 +81,10 @@ def eyes_figure(
 
 
 def generated_eyes_figure(exp: GazeSection) -> Figure:
-    "Return rendered, refined and target eyes of the first seed."
+    "Return rendered and target eyes of the first seed; refined ones between them if XCL-GAN is a row."
     gan = exp.gan(exp.P.seed)
-    eyes = generated_eyes(gan, exp.runtime, exp.P.seed)
+    kinds = ('rendered', 'refined') if 'XCL-GAN' in exp.rows else ('rendered',)
+    eyes = generated_eyes(gan, exp.runtime, exp.P.seed, kinds)
     return eyes_figure(eyes, gan.target.load(exp.runtime))
 
 # %% ../../nbs/lib/paper/32_gaze_figures.ipynb #c014
