@@ -155,10 +155,16 @@ def teacher_table(
 def errors_figure(
     exp: GazeSection,  # finished
 ) -> Figure:
-    "Return the error over epochs, and at the end: bars of the mean, seeds joined across rows."
-    fig, axs = plt.subplots(1, 2, figsize=(11, 3.4), width_ratios=(1, 1), layout='constrained')
-    plot_curves(exp.curves.dropna(subset='error_deg'), exp.colours, axs[0])
-    plot_errors(exp.records, 'error_deg', exp.colours, axs[1])
+    """Return the error over epochs, where it was measured more than once, and at the end: bars of the mean, seeds
+    joined across rows."""
+    curves = exp.curves.dropna(subset='error_deg')
+    panels = 2 if curves.epoch.nunique() > 1 else 1
+    fig, axs = plt.subplots(
+        1, panels, figsize=(5.5 * panels, 3.4), layout='constrained', squeeze=False
+    )
+    if panels == 2:
+        plot_curves(curves, exp.colours, axs[0, 0])
+    plot_errors(exp.records, 'error_deg', exp.colours, axs[0, -1])
     return fig
 
 
