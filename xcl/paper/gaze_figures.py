@@ -155,8 +155,8 @@ def teacher_table(
 def errors_figure(
     exp: GazeSection,  # finished
 ) -> Figure:
-    """Return the error over epochs, where it was measured more than once, and at the end: bars of the mean, seeds
-    joined across rows."""
+    """Return the error over epochs, where it was measured more than once, and at the end: bars of the
+    mean, seeds joined across rows."""
     curves = exp.curves.dropna(subset='error_deg')
     panels = 2 if curves.epoch.nunique() > 1 else 1
     fig, axs = plt.subplots(
