@@ -55,8 +55,8 @@ def generated_eyes(
     gan: SimGAN,
     runtime: RuntimeConfig,
     seed: int,  # of the rendered people
-    kinds: tuple = ('rendered', 'refined'),
     n: int = 320,
+    kinds: tuple = ('rendered', 'refined'),
 ) -> dict:  # kind -> Examples; of the same gaze and head pose
     "Return rendered eyes, and the same eyes refined. Only 'refined' trains the SimGAN, where it is not yet."
     samplers = dict(rendered=gan.source, refined=Refined(gan))
@@ -84,7 +84,7 @@ def generated_eyes_figure(exp: GazeSection) -> Figure:
     "Return rendered and target eyes of the first seed; refined ones between them if XCL-GAN is a row."
     gan = exp.gan(exp.P.seed)
     kinds = ('rendered', 'refined') if 'XCL-GAN' in exp.rows else ('rendered',)
-    eyes = generated_eyes(gan, exp.runtime, exp.P.seed, kinds)
+    eyes = generated_eyes(gan, exp.runtime, exp.P.seed, kinds=kinds)
     return eyes_figure(eyes, gan.target.load(exp.runtime))
 
 # %% ../../nbs/lib/paper/32_gaze_figures.ipynb #c014
