@@ -36,7 +36,7 @@ from .images import ImageData
 from .loop import check_finite, merge_states, pack_state, run_loop, state_of, unpack_state
 from .models.biggan import Discriminator, Generator, doublings, plain_weights
 from .runs import Run, RunConfig, ensure, slug_of
-from .runtime import RuntimeConfig, set_determinism
+from .runtime import RuntimeConfig, bf16_products, set_determinism
 from .step_plan import StepPlan
 from .teachers import fast_layout
 
@@ -283,7 +283,8 @@ def train_step(self: GanTrainer) -> None:
     "Make one step of the generator, after `d_steps` of the discriminator."
     self.plan.begin(self.step)
     self.place.fill_(self.step % self.cfg.every)
-    (self.captured or self.update_networks)()
+    with bf16_products(self.device, self.cfg.precision == 'bf16'):
+        (self.captured or self.update_networks)()
     self.ema_update()
     self.step += 1
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .data import ExampleSet
+from .runtime import bf16_products
 
 # %% ../nbs/lib/39_teachers.ipynb #c005
 def fold(
@@ -91,7 +92,8 @@ class Ensemble:
     @torch.no_grad()
     def member_outputs(self, *inputs) -> Tensor:  # (m, b, n_out) float32
         "Return the outputs of each member."
-        with torch.autocast(**self.autocast):
+        products = bf16_products(self.autocast['device_type'], self.autocast['enabled'])
+        with torch.autocast(**self.autocast), products:
             return torch.stack([m(*inputs).float() for m in self.members])
 
     def __call__(self, *inputs) -> Tensor:  # (b, c)

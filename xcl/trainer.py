@@ -31,7 +31,7 @@ from .nets import NETS, Net, build_net
 from .objective import check_objective
 from .recipe import OPTIMISERS
 from .runs import Run, check_state
-from .runtime import broadcast, rank_and_world, set_determinism
+from .runtime import bf16_products, broadcast, rank_and_world, set_determinism
 from .soft_targets import label_targets, soft_targets
 from .source import is_xcl
 from .step_plan import PlannedBatches, can_plan
@@ -192,7 +192,8 @@ def _numbers(loss: Tensor, entropy: Tensor | None) -> Tensor:  # (2,)
 @patch
 def micro_step(self: Trainer, k: int) -> Tensor:  # (2,), as the track keeps them
     "Add the gradient of micro-batch `k` to that of the step."
-    with seeded(self.cfg.seed, 'network', k):
+    products = bf16_products(self.device, self.cfg.precision == 'bf16')
+    with seeded(self.cfg.seed, 'network', k), products:
         loss, entropy = self.loss_of(self.batches(k), k)
         # gradients of processes are averaged, not summed
         share = self.world_size / self.num_micro_batches
