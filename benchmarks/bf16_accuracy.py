@@ -4,7 +4,8 @@
 
 scikit-learn's digits, 512 training images of 8x8 pixels; ResNet-18, a short recipe; ERM, and XCL-Mix of one
 CutMix teacher that was trained in fp32. In bf16 the student's and the teacher's forward passes are under
-autocast. A CPU without bf16 instructions emulates them, slowly."""
+autocast; a CPU without instructions for it computes products in fp32 and rounds them
+(`xcl.runtime.bf16_products`)."""
 
 import argparse
 import json
