@@ -103,6 +103,13 @@ def test_two_processes_train_as_one(tmp_path):
     assert one[0] != two[0], 'to the last digit would mean that the second process did nothing'
 
 
+def test_two_processes_train_as_one_in_bf16(tmp_path):
+    "Losses, weights and predictions are those of one process, as far as bf16 has digits."
+    cfg = replace(lenet(), precision='bf16')
+    one, two = (made_by(w, cfg, tmp_path) for w in (1, 2))
+    assert_close(one, two, rtol=2e-2, atol=2e-2)
+
+
 def test_parts_are_the_whole_batch_where_images_do_not_meet(tmp_path, xcl_home):
     "ERM without BatchNorm: the gradient of a batch is the mean of its parts' gradients."
     whole, parts = (
