@@ -36,7 +36,7 @@ from .images import ImageData
 from .loop import check_finite, merge_states, pack_state, run_loop, state_of, unpack_state
 from .models.biggan import Discriminator, Generator, doublings, plain_weights
 from .runs import Run, RunConfig, ensure, slug_of
-from .runtime import RuntimeConfig, bf16_products, set_determinism
+from .runtime import RuntimeConfig, bf16_autocast, bf16_products, set_determinism
 from .step_plan import StepPlan
 from .teachers import fast_layout
 
@@ -222,15 +222,9 @@ def generated_batch(self: GanTrainer, drawn: dict) -> tuple:  # images (b, 3, h,
 
 # %% ../nbs/lib/62_gans.ipynb #c017
 @patch
-def _autocast(self: GanTrainer):
-    half = self.cfg.precision == 'bf16'
-    return torch.autocast(self.device.split(':')[0], torch.bfloat16, enabled=half)
-
-
-@patch
 def discriminator_loss(self: GanTrainer, real: dict, fake: dict) -> Tensor:  # scalar
     "Return the hinge loss of D on two parts; real and generated images pass through D together."
-    with self._autocast():
+    with bf16_autocast(self.device, self.cfg.precision == 'bf16'):
         with torch.no_grad():
             generated = self.generated_batch(fake)
         pairs = zip(self.real_batch(real), generated)
@@ -241,7 +235,7 @@ def discriminator_loss(self: GanTrainer, real: dict, fake: dict) -> Tensor:  # s
 @patch
 def generator_loss(self: GanTrainer, drawn: dict) -> Tensor:  # scalar
     "Return the generator's loss on the images of its part."
-    with self._autocast():
+    with bf16_autocast(self.device, self.cfg.precision == 'bf16'):
         return hinge_g(self.D(*self.generated_batch(drawn)).float())
 
 # %% ../nbs/lib/62_gans.ipynb #c018

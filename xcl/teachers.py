@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .data import ExampleSet
-from .runtime import bf16_products
+from .runtime import bf16_autocast, bf16_products
 
 # %% ../nbs/lib/39_teachers.ipynb #c005
 def fold(
@@ -81,9 +81,7 @@ class Ensemble:
         if precision == 'bf16':
             self.members = [_rounded(m) for m in self.members]
         self.likelihood = likelihood
-        self.autocast = dict(
-            device_type=str(device).split(':')[0], dtype=torch.bfloat16, enabled=precision == 'bf16'
-        )
+        self.bf16 = str(device), precision == 'bf16'
 
     def compile(self, backend: str = 'inductor'):
         "Compile the members, for inputs of one shape: bias, ReLU and sums become one kernel each."
@@ -92,8 +90,7 @@ class Ensemble:
     @torch.no_grad()
     def member_outputs(self, *inputs) -> Tensor:  # (m, b, n_out) float32
         "Return the outputs of each member."
-        products = bf16_products(self.autocast['device_type'], self.autocast['enabled'])
-        with torch.autocast(**self.autocast), products:
+        with bf16_autocast(*self.bf16), bf16_products(*self.bf16):
             return torch.stack([m(*inputs).float() for m in self.members])
 
     def __call__(self, *inputs) -> Tensor:  # (b, c)

@@ -31,7 +31,7 @@ from .nets import NETS, Net, build_net
 from .objective import check_objective
 from .recipe import OPTIMISERS
 from .runs import Run, check_state
-from .runtime import bf16_products, broadcast, rank_and_world, set_determinism
+from .runtime import bf16_autocast, bf16_products, broadcast, rank_and_world, set_determinism
 from .soft_targets import label_targets, soft_targets
 from .source import is_xcl
 from .step_plan import PlannedBatches, can_plan
@@ -174,8 +174,7 @@ def targets(
 @patch
 def loss_of(self: Trainer, batch, k: int) -> tuple:  # loss (scalar, nats), targets' entropy or None
     "Return the loss of micro-batch `k`, and the mean normalised entropy of its targets."
-    bf16 = self.cfg.precision == 'bf16'
-    with torch.autocast(self.device.split(':')[0], torch.bfloat16, enabled=bf16):
+    with bf16_autocast(self.device, self.cfg.precision == 'bf16'):
         out = self.forward(*batch.inputs)
     labels, soft = self.targets(batch, k)
     loss = self.cfg.method.objective.loss(self.cfg.likelihood, out.float(), labels, soft)
