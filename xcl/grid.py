@@ -63,18 +63,22 @@ class Grid:
         self.configs = configs
         number = {c.hash: k for k, c in enumerate(configs)}
         self.needs = [{number[h] for h in needed(c) if h in number} for c in configs]
+        self.files = [c.shared_file for c in configs]
         self.state = ['done' if Run(c).done else 'waiting' for c in configs]
         self.attempts = [0] * len(configs)
         self.errors = {}  # number of a run -> text
 
     def start(self) -> int | None:
         "Return the next run, now running; None where each waiting run needs one that is not done."
-        for k, needs in enumerate(self.needs):
-            if self.state[k] == 'waiting' and all(self.state[n] == 'done' for n in needs):
-                self.state[k] = 'running'
-                self.attempts[k] += 1
-                return k
-        return None
+        waiting = [k for k, state in enumerate(self.state) if state == 'waiting']
+        ready = [k for k in waiting if all(self.state[n] == 'done' for n in self.needs[k])]
+        if not ready:
+            return None
+        filled = {f for f, state in zip(self.files, self.state) if f and state == 'running'}
+        k = min(ready, key=lambda k: self.files[k] in filled)  # the first, but for those
+        self.state[k] = 'running'
+        self.attempts[k] += 1
+        return k
 
     def done(self, k: int) -> None:
         "Note that a run is finished."

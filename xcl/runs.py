@@ -214,6 +214,11 @@ class RunConfig(Config):
     def slug(self) -> str:
         return type(self).__name__.lower()
 
+    @property
+    def shared_file(self) -> str:
+        "Return the name of a file that runs fill for each other; '' for none."
+        return ''
+
     def make(self, run: Run) -> None:
         "Do the work, from `run.load_checkpoint()` if there is one; end in `run.finish(...)`."
         raise NotImplementedError(type(self).__name__)

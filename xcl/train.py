@@ -18,6 +18,7 @@ from .objective import Labels, Objective, Teacher
 from .recipe import Recipe
 from .runs import Run, RunConfig, ensure, slug_of
 from .runtime import RuntimeConfig
+from .soft_targets import target_cache_key
 from .targets import DTYPES
 from .trainer import build, train
 from .transfer import CutMix, Empirical, MixUp, RandomChoice, Transfer
@@ -99,6 +100,11 @@ class Train(RunConfig):
     def n_out(self) -> int:
         "Return the number of outputs."
         return self.likelihood.n_out
+
+    @property
+    def shared_file(self) -> str:
+        "Return the name of the target cache that this run fills or reads; '' without a teacher."
+        return target_cache_key(self).hash if self.teachers else ''
 
     def make(self, run: Run) -> None:
         "Train."
